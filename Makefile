@@ -1,0 +1,42 @@
+# Every target is safe to repeat. Caches live in $(CURVE_CACHE), outside the checkout.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CURVE_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/curve
+export CURVE_CACHE
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help setup proto crds check unit real test tools up down bench playground lock
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/ready ## The Python environment, from the lock file
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "setup: Python environment from requirements.lock (about a minute)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: setup ## Renew requirements.lock from pyproject.toml
+	uv pip compile -q --extra dev --no-emit-index-url --generate-hashes pyproject.toml -o requirements.lock
+
+proto: setup ## Regenerate the protobuf modules
+	python storage_daemon/curve_storage/proto/generate.py
+
+check: setup ## Format, lint, types, import layers
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+unit: setup ## The fast tests
+	pytest tests/unit -n 2 -q
+
+tools: setup ## Go programs of the test cluster (etcd, containerd, Kubernetes …), cached
+	python -m e2e.box tools
+
+test: setup check unit ## Everything CI runs

@@ -1,0 +1,1 @@
+"""Curve: replicated block volumes. See docs/architecture.md for the layers."""
