@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import grpc_tools
 from grpc_tools import protoc
 
 ROOTS = ("storage_daemon", "csi")
@@ -23,7 +24,7 @@ def generate(repository: Path, out: Path) -> list[Path]:
         target.mkdir(parents=True, exist_ok=True)
         for proto in sorted(base.rglob("*.proto")):
             args = [
-                "protoc", f"-I{base}", f"--python_out={target}", f"--grpc_python_out={target}",
+                "protoc", f"-I{base}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}", f"--python_out={target}", f"--grpc_python_out={target}",
                 f"--mypy_out={target}", f"--mypy_grpc_out={target}", str(proto),
             ]  # fmt: skip
             if protoc.main(args) != 0:
