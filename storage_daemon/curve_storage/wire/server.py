@@ -1,0 +1,395 @@
+"""The data port: handlers by message type behind checks of token, scope, size and load.
+
+A handler runs synchronously on the event loop with one Request and answers it there or later, exactly once. What is in
+flight is bounded in number and bytes over all connections; beyond that a request is answered `overloaded` before memory
+for its payload is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from curve_storage.clock import SystemClock
+from curve_storage.config import TlsFiles
+from curve_storage.errors import (
+    CurveError,
+    Internal,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from curve_storage.telemetry import logs
+from curve_storage.units import MiB
+from curve_storage.wire.frame import KNOWN_LIMITS, ONEWAY, REPLY, Buffer, limits
+from curve_storage.wire.messages import MessageType
+from curve_storage.wire.receiver import FrameConnection, _printable
+from curve_storage.wire.status import encode_error, status_of
+from curve_storage.wire.tls import TlsContexts
+from curve_storage.wire.token import Identity, TokenVerifier
+
+Scope = Literal["any", "volume", "cluster"]
+_HELLO = int(MessageType.HELLO)
+_PING = int(MessageType.PING)
+_OPEN_TO_ALL = (_HELLO, _PING)
+_SWEEP_INTERVAL = 1.0
+
+log = logs.get("wire.server")
+
+
+class Hello(msgspec.Struct):
+    token: bytes
+    client: str = ""
+
+
+class Request:
+    """One request. `payload` stays valid as long as it, or a view of it, is referenced."""
+
+    __slots__ = ("_connection", "_cost", "_id", "_oneway", "identity", "meta", "payload", "peer", "type")
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        request_id: int,
+        kind: int,
+        meta: Buffer,
+        payload: memoryview,
+        oneway: bool,
+    ) -> None:
+        self._connection: ServerConnection | None = connection
+        self._id = request_id
+        self._cost = len(payload)
+        self._oneway = oneway
+        self.type = kind
+        self.meta = meta
+        self.payload = payload
+        self.identity: Identity | None = connection.identity
+        self.peer = connection.peer
+
+    @property
+    def answered(self) -> bool:
+        return self._connection is None
+
+    def reply(self, meta: Buffer = b"", payload: Buffer = b"") -> None:
+        connection = self._connection
+        if connection is None:
+            raise Internal(f"request {self._id} of type {self.type} answered twice")
+        self._connection = None
+        if self._oneway:
+            return
+        connection.server.release(self._cost)
+        if connection.transport is not None:
+            connection.send(self.type, REPLY, 0, self._id, meta, payload)
+
+    def fail(self, error: CurveError) -> None:
+        connection = self._connection
+        if connection is None:
+            raise Internal(f"request {self._id} of type {self.type} answered twice")
+        self._connection = None
+        if self._oneway:
+            return
+        connection.server.release(self._cost)
+        connection.refuse(self.type, self._id, error)
+
+
+Handler = Callable[[Request], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    handler: Handler
+    scope: Scope
+
+
+class ServerConnection(FrameConnection):
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.server = server
+        self.limits = server.limits
+        self.identity: Identity | None = None
+        self.expires = 0.0
+        self.client = ""
+        self.peer = ""
+        self.opened = 0.0
+        self.closing_since = 0.0
+        self.stalled_since = 0.0
+        self.received_before = 0
+        self._refusal: CurveError | None = None
+        self._open = server.verifier is None
+        self._reserved = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.peer = _printable(transport.get_extra_info("peername"))
+        self.opened = self.server.clock.monotonic()
+        self.server.connected(self)
+
+    def closed(self, error: Exception | None) -> None:
+        self._release_reserved()
+        self.server.disconnected(self)
+
+    def pause_writing(self) -> None:
+        # The peer does not read its replies: take no more of its requests.
+        super().pause_writing()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def may_allocate(self, kind: int) -> bool:
+        return self._open
+
+    def admit(self, kind: int, flags: int, request_id: int, meta_length: int, payload_length: int) -> bool:
+        server = self.server
+        if flags & ~ONEWAY:
+            self._bad_flags(flags, request_id, kind)
+            return False
+        if kind in _OPEN_TO_ALL:
+            return True
+        oneway = flags & ONEWAY
+        error: CurveError
+        if not self._open:
+            error = self._refusal or Unauthenticated(
+                "no capability token presented on this connection", todo="Say HELLO with a token first"
+            )
+        else:
+            route = server.routes.get(kind)
+            if route is None:
+                error = Unimplemented(f"this server does not serve message type {kind}", todo="Ask another daemon")
+            elif self.identity is not None and route.scope == "cluster" and not self.identity.cluster:
+                error = PermissionDenied(
+                    f"message type {kind} needs a cluster token", todo="Only daemons of the cluster may send it"
+                )
+            elif oneway:
+                return True
+            elif server.inflight >= server.max_inflight or (
+                server.inflight_bytes + payload_length > server.max_inflight_bytes and server.inflight
+            ):
+                server.refused += 1
+                error = Overloaded(
+                    f"{server.inflight} requests with {server.inflight_bytes} bytes in flight", todo="Retry in a moment"
+                )
+            else:
+                server.inflight += 1
+                server.inflight_bytes += payload_length
+                self._reserved = payload_length + 1
+                return True
+        if not oneway:
+            self.refuse(kind, request_id, error)
+        return False
+
+    def deliver(self, kind: int, flags: int, status: int, request_id: int, meta: Buffer, payload: memoryview) -> None:
+        oneway = flags & ONEWAY
+        self._reserved = 0  # from here on the Request gives it back
+        if kind == _HELLO:
+            self._hello(request_id, meta)
+            return
+        if kind == _PING:
+            self.send(_PING, REPLY, 0, request_id, b"", b"")
+            return
+        request = Request(self, request_id, kind, meta, payload, bool(oneway))
+        try:
+            self.server.routes[kind].handler(request)
+        except CurveError as error:
+            if not request.answered:
+                request.fail(error)
+        except Exception as error:
+            log.exception("handler failed", type=kind, peer=self.peer)
+            if not request.answered:
+                request.fail(
+                    InvalidArgument(f"malformed meta of message type {kind}: {error}")
+                    if isinstance(error, STRUCTURE_ERRORS)
+                    else Internal(f"{type(error).__name__}: {error}", todo="See this daemon's log")
+                )
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.expires and self.server.clock.wall() >= self.expires:
+            self._close_door(Unauthenticated("the token has expired", todo="Refresh the session for a new one"))
+        super().buffer_updated(nbytes)
+
+    def refuse(self, kind: int, request_id: int, error: CurveError) -> None:
+        if self.transport is not None:
+            self.send(kind, REPLY, status_of(error), request_id, encode_error(error), b"")
+
+    def violated(self, error: CurveError, request_id: int, kind: int) -> None:
+        log.warning("protocol violation", peer=self.peer, error=str(error))
+        self.server.violations += 1
+        # Request id 0: about the connection; the frame's own id cannot be trusted.
+        self.refuse(kind, request_id, error)
+        if request_id:
+            self.refuse(kind, 0, error)
+        self.close()
+
+    def close(self) -> None:
+        self.broken = True
+        self._release_reserved()
+        if self.transport is not None:
+            self.flush()
+            self.closing_since = self.closing_since or self.server.clock.monotonic()
+            self.transport.close()
+
+    def _hello(self, request_id: int, meta: Buffer) -> None:
+        try:
+            hello = _decode_hello(meta)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.refuse(_HELLO, request_id, InvalidArgument("malformed HELLO", todo="Upgrade the client"))
+            self.close()
+            return
+        self.client = hello.client[:256]
+        verifier = self.server.verifier
+        if verifier is not None:
+            try:
+                self.identity = verifier.verify(hello.token)
+            except CurveError as error:
+                log.warning("token refused", peer=self.peer, client=self.client, error=str(error))
+                self._close_door(error)
+                self.refuse(_HELLO, request_id, error)
+                return
+            self._open = True
+            self.expires = self.identity.expires
+        self.send(_HELLO, REPLY, 0, request_id, b"", b"")
+
+    def _close_door(self, why: CurveError) -> None:
+        self._open = False
+        self.identity = None
+        self.expires = 0.0
+        self._refusal = why
+
+    def _bad_flags(self, flags: int, request_id: int, kind: int) -> None:
+        self.broken = True
+        self.violated(
+            InvalidArgument(f"a request with flags {flags:#x}", where=self.peer, todo="Upgrade the client"),
+            request_id,
+            kind,
+        )
+
+    def _release_reserved(self) -> None:
+        if self._reserved:
+            self.server.release(self._reserved - 1)
+            self._reserved = 0
+
+
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+STRUCTURE_ERRORS: tuple[type[Exception], ...] = (msgspec.MsgspecError, struct.error)
+
+
+class Server:
+    """verifier None: no token needed (tests, private networks). Timeouts in seconds."""
+
+    def __init__(
+        self,
+        *,
+        verifier: TokenVerifier | None,
+        tls: TlsFiles | None = None,
+        max_inflight: int = 1024,
+        max_inflight_bytes: int = 256 * MiB,
+        max_connections: int = 4096,
+        hello_timeout: float = 10.0,
+        stall_timeout: float = 60.0,
+    ) -> None:
+        self.verifier = verifier
+        self.clock = verifier.clock if verifier is not None else SystemClock()
+        self.max_inflight = max_inflight
+        self.max_inflight_bytes = max_inflight_bytes
+        self.inflight = 0
+        self.inflight_bytes = 0
+        self.refused = 0
+        self.violations = 0
+        self.routes: dict[int, _Route] = {}
+        self.limits: dict[int, tuple[int, int]] = dict(KNOWN_LIMITS)
+        self._tls = tls
+        self._max_connections = max_connections
+        self._hello_timeout = hello_timeout
+        self._stall_timeout = stall_timeout
+        self._connections: set[ServerConnection] = set()
+        self._server: asyncio.AbstractServer | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def handle(self, type: int, handler: Handler, *, scope: Scope) -> None:
+        """scope: "cluster" needs a cluster token; "volume" a volume's (or the cluster's): the handler then checks
+        `request.identity.check_volume`; "any" any valid token."""
+        if type in (_HELLO, _PING):
+            raise InvalidArgument("HELLO and PING are answered by the server itself")
+        self.routes[int(type)] = _Route(handler, scope)
+        self.limits[int(type)] = limits(type)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens; returns the bound port. Raises Unavailable when the address cannot be used."""
+        loop = asyncio.get_running_loop()
+        context: ssl.SSLContext | None = TlsContexts(self._tls, "server").listening() if self._tls else None
+        try:
+            self._server = await loop.create_server(
+                lambda: ServerConnection(self, loop), host, port, ssl=context, backlog=512
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen: {error.strerror or error}", where=f"{host}:{port}", todo="Choose another `listen`"
+            ) from error
+        self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stops listening and closes all connections; unanswered requests are dropped."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+            if connection.transport is not None:
+                connection.transport.abort()
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    def release(self, cost: int) -> None:
+        self.inflight -= 1
+        self.inflight_bytes -= cost
+
+    def connected(self, connection: ServerConnection) -> None:
+        self._connections.add(connection)
+        if len(self._connections) > self._max_connections:
+            connection.refuse(_HELLO, 0, Overloaded("too many connections", todo="Close unused clients"))
+            connection.close()
+
+    def disconnected(self, connection: ServerConnection) -> None:
+        self._connections.discard(connection)
+
+    def _sweep(self) -> None:
+        """Ends connections that say nothing before HELLO, stop in the middle of a frame, or never finish closing."""
+        now = self.clock.monotonic()
+        for connection in list(self._connections):
+            transport = connection.transport
+            if transport is None:
+                continue
+            if connection.closing_since:
+                if now - connection.closing_since > 5:
+                    transport.abort()
+            elif not connection._open and now - connection.opened > self._hello_timeout and not connection.client:
+                connection.refuse(_HELLO, 0, Unauthenticated("no HELLO in time", todo="Present a token"))
+                connection.close()
+            elif connection.mid_frame() and connection.received == connection.received_before:
+                connection.stalled_since = connection.stalled_since or now
+                if now - connection.stalled_since > self._stall_timeout:
+                    connection.close()
+            else:
+                connection.received_before = connection.received
+                connection.stalled_since = 0.0
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_INTERVAL, self._sweep)
