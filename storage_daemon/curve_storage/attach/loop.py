@@ -1,0 +1,236 @@
+"""Loop devices over a file with direct I/O, by ioctl.
+
+A device is found by what backs it, never by a remembered number: numbers are shared by everything on the machine. In a
+container /dev may lack nodes of devices made after its start; `ensure_node` makes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+
+from curve_storage.errors import Aborted, CurveError, FailedPrecondition, InUse, NotFound
+
+_SET_STATUS, _GET_STATUS, _CLR_FD = 0x4C04, 0x4C05, 0x4C01
+_SET_CAPACITY, _CONFIGURE, _GET_FREE = 0x4C07, 0x4C0A, 0x4C82
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+
+# struct loop_info64: device inode rdevice offset sizelimit, number encrypt-type encrypt-key-size flags, names, key, init
+_INFO = Struct("<5Q4I64s64s32s2Q")
+_CONFIG = Struct(f"<II{_INFO.size}s64x")  # struct loop_config: fd, block size, info, reserved
+_ATTEMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LoopDevice:
+    """backing: the path as the kernel shows it; it may name a deleted file or one of another mount namespace."""
+
+    number: int
+    backing: str
+    sys: Path = Path("/sys")
+    dev: Path = Path("/dev")
+
+    @property
+    def path(self) -> Path:
+        return self.dev / f"loop{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class BackingFile:
+    """device: (major, minor) of its file system, inode: its number: they hold in every mount namespace."""
+
+    device: tuple[int, int]
+    inode: int
+
+
+def bound_devices(sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> Iterator[LoopDevice]:
+    """Every loop device that has a backing file at the moment."""
+    for block in sorted((sys / "block").glob("loop*")):
+        try:
+            backing = (block / "loop" / "backing_file").read_text().rstrip("\n")
+        except OSError:
+            continue  # not bound
+        yield LoopDevice(int(block.name.removeprefix("loop")), backing, sys, dev)
+
+
+def find(path: Path, file: BackingFile | None, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> LoopDevice | None:
+    """The device backed by `path`. file: what `path` is, to recognise a device whose path was lost with the mount
+    namespace it was made in; asking the device for that can wait for the file's server."""
+    for device in bound_devices(sys, dev):
+        if device.backing == str(path):
+            return device
+        if file is not None and Path(device.backing).name == path.name and backing_file(device) == file:
+            return device
+    return None
+
+
+def backing_file(device: LoopDevice) -> BackingFile | None:
+    """None when the device is not bound any more."""
+    buffer = bytearray(_INFO.size)
+    try:
+        with _opened(device, os.O_RDONLY) as fd:
+            fcntl.ioctl(fd.number, _GET_STATUS, buffer)
+    except (OSError, CurveError):
+        return None
+    fields = _INFO.unpack(buffer)
+    return BackingFile((os.major(fields[0]), os.minor(fields[0])), fields[1])
+
+
+def ensure_node(device: LoopDevice) -> None:
+    """Make the block node if /dev does not have it, with the numbers of sysfs."""
+    try:
+        major, minor = map(int, (device.sys / "block" / f"loop{device.number}" / "dev").read_text().split(":"))
+    except OSError as error:
+        raise NotFound("no such loop device", where=str(device.path)) from error
+    wanted = os.makedev(major, minor)
+    try:
+        info = device.path.stat()
+        if stat.S_ISBLK(info.st_mode) and info.st_rdev == wanted:
+            return
+        device.path.unlink()
+    except FileNotFoundError:
+        pass
+    try:
+        os.mknod(device.path, stat.S_IFBLK | 0o600, wanted)
+    except FileExistsError:
+        pass
+
+
+def attach(path: Path, *, read_only: bool = False, block_size: int = 0, dev: Path = Path("/dev")) -> LoopDevice:
+    """Bind a free loop device to `path` with direct I/O. block_size: logical block in bytes, 0 for the kernel's 512.
+
+    Raises FailedPrecondition without loop support, Aborted when other programs took every free device first.
+    """
+    backing = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR))
+    try:
+        for _ in range(_ATTEMPTS):
+            device = LoopDevice(_free_number(dev), str(path), dev=dev)
+            ensure_node(device)
+            if _configure(device, backing, read_only, block_size):
+                return device
+    finally:
+        os.close(backing)
+    raise Aborted("every free loop device was taken by others meanwhile", where=str(path), todo="Try again")
+
+
+def _free_number(dev: Path) -> int:
+    control = dev / "loop-control"
+    try:
+        fd = os.open(control, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"no loop devices: {error.strerror}", where=str(control), todo="Load the loop module: modprobe loop"
+        ) from error
+    try:
+        return fcntl.ioctl(fd, _GET_FREE)
+    finally:
+        os.close(fd)
+
+
+def _configure(device: LoopDevice, backing: int, read_only: bool, block_size: int) -> bool:
+    """False when somebody else took the device first."""
+    flags = _DIRECT_IO | (_READ_ONLY if read_only else 0)
+    name = os.fsencode(device.backing)[-63:]
+    info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
+    config = _CONFIG.pack(backing, block_size, info)
+    with _opened(device, os.O_RDONLY if read_only else os.O_RDWR) as fd:
+        try:
+            fcntl.ioctl(fd.number, _CONFIGURE, config)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise CurveError(f"cannot set up the device: {error.strerror}", where=str(device.path)) from error
+    return True
+
+
+def set_capacity(device: LoopDevice) -> None:
+    """Take over the present size of the backing file."""
+    with _opened(device, os.O_RDONLY) as fd:
+        fcntl.ioctl(fd.number, _SET_CAPACITY)
+
+
+def size(device: LoopDevice) -> int:
+    """Bytes."""
+    return int((device.sys / "block" / f"loop{device.number}" / "size").read_text()) * 512
+
+
+def is_bound(device: LoopDevice) -> bool:
+    try:
+        return (device.sys / "block" / f"loop{device.number}" / "loop" / "backing_file").read_text().rstrip(
+            "\n"
+        ) == device.backing
+    except OSError:
+        return False
+
+
+def detach(
+    device: LoopDevice, *, force: bool = False, patience: float = 2.0, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Unbind. Raises InUse when it is mounted or held open longer than `patience` seconds (scanners open new devices for
+    moments). force: it unbinds by itself when the last holder closes it. Nothing to do is success."""
+    waited, pause = 0.0, 0.02
+    while True:
+        if _try_detach(device):
+            return
+        if waited >= patience:
+            break
+        sleep(pause)
+        waited += pause
+    if force:
+        with _opened(device, os.O_RDONLY) as fd:
+            fcntl.ioctl(fd.number, _CLR_FD)
+        return
+    _keep(device)
+    if is_bound(device):
+        raise InUse("the device is mounted or held open", where=str(device.path), todo="Unmount it, then detach")
+
+
+def _try_detach(device: LoopDevice) -> bool:
+    try:
+        with _opened(device, os.O_RDWR | os.O_EXCL) as fd:  # EXCL fails while a file system is mounted
+            fcntl.ioctl(fd.number, _CLR_FD)
+    except NotFound:
+        return True
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return True
+        if error.errno not in (errno.EBUSY, errno.EROFS, errno.EACCES):
+            raise
+        if error.errno != errno.EBUSY:
+            with _opened(device, os.O_RDONLY) as fd:
+                fcntl.ioctl(fd.number, _CLR_FD)
+    return not is_bound(device)
+
+
+def _keep(device: LoopDevice) -> None:
+    """Undo a request to unbind at the last close."""
+    buffer = bytearray(_INFO.size)
+    try:
+        with _opened(device, os.O_RDONLY) as fd:
+            fcntl.ioctl(fd.number, _GET_STATUS, buffer)
+            fields = list(_INFO.unpack(buffer))
+            fields[8] &= ~_AUTOCLEAR
+            fcntl.ioctl(fd.number, _SET_STATUS, _INFO.pack(*fields))
+    except (OSError, NotFound):
+        pass  # gone meanwhile
+
+
+class _opened:
+    """A descriptor for the time of a with block."""
+
+    def __init__(self, device: LoopDevice, flags: int) -> None:
+        ensure_node(device)
+        self.number = os.open(device.path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __enter__(self) -> _opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.number)
