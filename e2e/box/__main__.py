@@ -1,0 +1,3 @@
+from e2e.box.cli import main
+
+main()
