@@ -1,0 +1,188 @@
+"""What chunkservers have said since this MDS became leader. In memory only: a new leader asks for full reports.
+
+`now` is monotonic seconds everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from curve_storage.mds.operators import Change, LeaderReport
+from curve_storage.mds.records import CopysetRecord
+from curve_storage.mds.state import CopysetKey
+
+
+class Online(Enum):
+    ONLINE = 0
+    UNSTABLE = 1
+    OFFLINE = 2
+
+
+class Disk(Enum):
+    NORMAL = 0
+    ERROR = 1
+    FULL = 2
+    FORMATTING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One copyset as one chunkserver reported it."""
+
+    leader: bool
+    term: int
+    epoch: int
+    voters: tuple[int, ...]
+    learners: tuple[int, ...] = ()
+    applied: int = 0
+    change: Change = Change.NONE
+    change_error: str = ""
+    corrupt: bool = False
+
+
+@dataclass(slots=True)
+class Beat:
+    """The rest of a heartbeat. Bytes, operations and bytes per second."""
+
+    disk: Disk = Disk.NORMAL
+    disk_message: str = ""
+    capacity: int = 0
+    used: int = 0
+    format_percent: int = 100
+    version: str = ""
+
+
+@dataclass(slots=True)
+class ServerState:
+    last: float  # last heartbeat
+    last_wall: float
+    since: float  # start of the present uninterrupted time online
+    beat: Beat
+    full: bool = False
+    replicas: dict[CopysetKey, Replica] = field(default_factory=dict)
+    leads: set[CopysetKey] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Limits:
+    unhealthy_after: float = 5.0
+    offline_after: float = 600.0
+    grace: float = 10.0
+    cooling: float = 10.0
+
+
+class Monitor:
+    def __init__(self, limits: Limits, started: float) -> None:
+        self._limits = limits
+        self.started = started
+        self.servers: dict[int, ServerState] = {}
+        self.leaders: dict[CopysetKey, LeaderReport] = {}
+        self.holders: dict[CopysetKey, set[int]] = {}
+
+    # ---- chunkservers
+
+    def beat(self, chunkserver: int, beat: Beat, now: float, wall: float) -> ServerState:
+        state = self.servers.get(chunkserver)
+        if state is None:
+            state = self.servers[chunkserver] = ServerState(now, wall, now, beat)
+        elif now - state.last >= self._limits.unhealthy_after:
+            state.since = now
+        state.last, state.last_wall, state.beat = now, wall, beat
+        return state
+
+    def online(self, chunkserver: int, now: float) -> Online:
+        """Before anything was heard of it, a chunkserver counts as online for the grace period, and its silence counts
+        from the start of this term."""
+        state = self.servers.get(chunkserver)
+        silence = now - (state.last if state is not None else self.started)
+        patience = self._limits.unhealthy_after
+        if state is None:
+            patience = max(patience, self._limits.grace)
+        if silence < patience:
+            return Online.ONLINE
+        return Online.UNSTABLE if silence < self._limits.offline_after else Online.OFFLINE
+
+    def heard(self, chunkserver: int) -> bool:
+        return chunkserver in self.servers
+
+    def settled(self, chunkserver: int, now: float) -> bool:
+        state = self.servers.get(chunkserver)
+        return state is not None and state.full and now - state.since >= self._limits.cooling
+
+    def in_grace(self, chunkservers: list[int], now: float) -> bool:
+        """True while reports may still be on their way after a change of leader."""
+        if now - self.started >= self._limits.grace:
+            return False
+        return any(c not in self.servers or not self.servers[c].full for c in chunkservers)
+
+    # ---- copysets
+
+    def report(self, chunkserver: int, key: CopysetKey, replica: Replica) -> None:
+        """Takes in one replica's report; keeps who leads. The higher term wins, whoever reports last."""
+        state = self.servers[chunkserver]
+        state.replicas[key] = replica
+        self.holders.setdefault(key, set()).add(chunkserver)
+        known = self.leaders.get(key)
+        if replica.leader:
+            if known is None or replica.term >= known.term:
+                if known is not None and known.leader != chunkserver and known.leader in self.servers:
+                    self.servers[known.leader].leads.discard(key)
+                self.leaders[key] = LeaderReport(
+                    chunkserver,
+                    replica.term,
+                    replica.epoch,
+                    replica.voters,
+                    replica.learners,
+                    replica.change,
+                    replica.change_error,
+                )
+                state.leads.add(key)
+        elif known is not None and known.leader == chunkserver and replica.term >= known.term:
+            del self.leaders[key]
+            state.leads.discard(key)
+
+    def forget_replicas(self, chunkserver: int, keep: set[CopysetKey]) -> None:
+        """After a full report: what it did not name is not there."""
+        state = self.servers[chunkserver]
+        for key in [k for k in state.replicas if k not in keep]:
+            del state.replicas[key]
+            self.holders[key].discard(chunkserver)
+            state.leads.discard(key)
+            known = self.leaders.get(key)
+            if known is not None and known.leader == chunkserver:
+                del self.leaders[key]
+
+    def leader(self, key: CopysetKey, now: float) -> int:
+        """The copyset's leader if it is online, else 0."""
+        known = self.leaders.get(key)
+        if known is None or self.online(known.leader, now) is not Online.ONLINE:
+            return 0
+        return known.leader
+
+    def lost(self, record: CopysetRecord) -> frozenset[int]:
+        """Members whose replica is corrupt, or missing in a full report although the copyset is established."""
+        found = set()
+        for member in record.members:
+            state = self.servers.get(member)
+            if state is None:
+                continue
+            replica = state.replicas.get((record.pool, record.id))
+            if (replica is not None and replica.corrupt) or (replica is None and state.full and record.established):
+                found.add(member)
+        return frozenset(found)
+
+    def available(self, record: CopysetRecord, now: float) -> bool:
+        """A leader that is online, and a quorum of members that are."""
+        if not self.leader((record.pool, record.id), now):
+            return False
+        alive = sum(1 for m in record.members if self.online(m, now) is Online.ONLINE)
+        return alive > len(record.members) // 2
+
+    def healthy(self, record: CopysetRecord, now: float, replicas: int) -> bool:
+        return (
+            self.available(record, now)
+            and len(record.members) >= replicas
+            and all(self.heard(m) and self.online(m, now) is Online.ONLINE for m in record.members)
+            and not self.lost(record)
+        )

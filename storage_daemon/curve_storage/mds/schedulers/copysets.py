@@ -1,0 +1,93 @@
+"""Empties chunkservers that are being drained, and evens out the number of copysets per chunkserver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curve_storage.mds.view import Group, Node, Step, StepKind, View
+
+NAME = "copyset"
+
+
+def drain(view: View) -> list[Step]:
+    steps: list[Step] = []
+    for group in list(view.idle_groups()):
+        for member in group.members:
+            if member in view.nodes and view.nodes[member].draining and view.has_quorum(group):
+                target = view.target_for(group, [m for m in group.members if m != member])
+                if target:
+                    step = Step(
+                        group.key, StepKind.CHANGE_PEER, target, member, NAME, "its chunkserver is being drained"
+                    )
+                    steps.append(view.take(step))
+                break
+    return steps
+
+
+def balance(view: View, tolerance: float) -> list[Step]:
+    """Moves replicas from fuller to emptier chunkservers while that makes the spread smaller.
+
+    A spread of max(1, tolerance × average) is left alone. One replica at a time leaves or enters a chunkserver, and
+    nothing is moved while a copyset of the pool is not whole.
+    """
+    steps: list[Step] = []
+    pools = {node.physical_pool for node in view.nodes.values()}
+    for pool in sorted(pools):
+        nodes = [n for n in view.nodes.values() if n.physical_pool == pool and n.takes_replicas]
+        groups = [g for g in view.groups.values() if g.physical_pool == pool]
+        if len(nodes) < 2 or not all(_whole(view, g) for g in groups):
+            continue
+        steps += _balance_pool(view, nodes, groups, tolerance)
+    return steps
+
+
+def _balance_pool(view: View, nodes: list[Node], groups: Sequence[Group], tolerance: float) -> list[Step]:
+    spread = max(1.0, tolerance * sum(view.load[n.id] for n in nodes) / len(nodes))
+    on: dict[int, list[Group]] = {}
+    for group in groups:
+        if group.leader and not group.changing and group.key not in view.steps:
+            for member in group.members:
+                on.setdefault(member, []).append(group)
+    leaving = {step.old for step in view.steps.values() if step.kind is StepKind.CHANGE_PEER}
+    steps: list[Step] = []
+    for source in sorted(nodes, key=lambda n: (-view.load[n.id], n.id)):
+        if source.id in leaving:
+            continue
+        least = min(view.load[n.id] for n in nodes)
+        if view.load[source.id] - least <= spread:
+            break
+        step = _move(view, source, on.get(source.id, ()), spread)
+        if step is not None:
+            steps.append(view.take(step))
+            leaving.add(source.id)
+    return steps
+
+
+def _move(view: View, source: Node, groups: Sequence[Group], spread: float) -> Step | None:
+    """The move to the emptiest chunkserver reachable; copysets led by the source go last."""
+    best: tuple[int, bool, Group, int] | None = None
+    floor = view.load[source.id] - spread  # a target must be below this to be worth a move
+    for group in groups:
+        if group.key in view.steps:
+            continue
+        remaining = [m for m in group.members if m != source.id]
+        target = view.target_for(group, remaining, below=int(-(-floor // 1)))
+        if not target or not _keeps_zones(view, group, source, remaining, target):
+            continue
+        rank = (view.load[target], group.leader == source.id)
+        if best is None or rank < best[:2]:
+            best = (*rank, group, target)
+    if best is None:
+        return None
+    return Step(best[2].key, StepKind.CHANGE_PEER, best[3], source.id, NAME, "evens out the copysets")
+
+
+def _keeps_zones(view: View, group: Group, source: Node, remaining: Sequence[int], target: int) -> bool:
+    zones = {view.nodes[m].zone for m in remaining if m in view.nodes}
+    return len(zones | {view.nodes[target].zone}) >= min(group.zones, len(zones | {source.zone}))
+
+
+def _whole(view: View, group: Group) -> bool:
+    return len(group.members) >= group.replicas and all(
+        m in view.nodes and not view.nodes[m].offline and m not in group.lost for m in group.members
+    )
