@@ -1,0 +1,1 @@
+"""The `CurveCluster` resource as typed models; the CRD is generated from them."""
