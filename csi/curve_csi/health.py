@@ -44,5 +44,5 @@ def volume_health(volume_id: str, condition: Condition) -> csi.VolumeHealth:
     if condition.abnormal:
         kind = csi.VolumeHealthErrorType.Name(condition.kind)  # type: ignore[arg-type]
         reason = "".join(word.capitalize() for word in kind.split("_"))
-        health.health_statuses.add(status=condition.kind, reason=reason, message=condition.message)  # type: ignore[arg-type]
+        health.health_statuses.add(status=condition.kind, reason=reason, message=condition.message)
     return health

@@ -38,7 +38,7 @@ class KubernetesNodes:
         if api is None:
             from kubernetes import client, config
 
-            config.load_incluster_config()
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
             api = client.CoreV1Api()
         self._api = api
         self._label = label
