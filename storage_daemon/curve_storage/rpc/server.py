@@ -70,7 +70,10 @@ class ErrorInterceptor(aio.ServerInterceptor):
                 code = "ok"
                 try:
                     result = behaviour(request, context)
-                    return await result if inspect.isawaitable(result) else result
+                    if not inspect.isawaitable(result):
+                        return result
+                    # Once begun, a call runs to its end even if the client goes away: handlers change state in steps.
+                    return await asyncio.shield(_keep(result))
                 except (aio.AbortError, asyncio.CancelledError):
                     code = "cancelled"
                     raise
@@ -172,6 +175,22 @@ def _server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         return fresh
 
     return grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=True)
+
+
+_running: set[asyncio.Future[Any]] = set()
+
+
+def _keep(result: Awaitable[Any]) -> asyncio.Future[Any]:
+    task = asyncio.ensure_future(result)
+    _running.add(task)
+    task.add_done_callback(_finished)
+    return task
+
+
+def _finished(task: asyncio.Future[Any]) -> None:
+    _running.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        pass  # seen by the waiting call, or by nobody when the client has gone
 
 
 def _request_id(details: grpc.HandlerCallDetails) -> str:
