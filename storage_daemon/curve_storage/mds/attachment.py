@@ -50,7 +50,7 @@ class Attachments:
                 raise InUse(
                     f"the volume is attached to node {entry.attached_node}",
                     where=where,
-                    todo=f"Detach it there first; if that node is lost, attach with force: it is fenced then",
+                    todo="Detach it there first; if that node is lost, attach with force: it is fenced then",
                 )
             previous = entry.attached_node
             changes: dict[str, object] = {"attached_node": node, "read_only_attach": read_only}

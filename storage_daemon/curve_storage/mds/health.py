@@ -107,8 +107,8 @@ def _chunkservers(core: Core, in_use: list[ChunkServerRecord], now: float) -> It
         elif state is not None and state.beat.disk is Disk.ERROR:
             yield Reason(
                 "disk_error",
-                f"the disk of {name(record)} fails: {state.beat.disk_message or 'I/O errors'}. Replace it; its copysets "
-                f"are being moved",
+                f"the disk of {name(record)} fails: {state.beat.disk_message or 'I/O errors'}. Replace it; its "
+                f"copysets are being moved",
             )
         elif state is not None and state.beat.disk is Disk.FULL:
             yield Reason(

@@ -90,7 +90,7 @@ def pool(core: Core, record: PoolRecord) -> pb.Pool:
         copysets=len(copysets),
         scatter_width=record.scatter_width,
         capacity=core.pool_capacity(record),
-        allocated=core.tables.pool_segments[record.id] * SEGMENT_SIZE,
+        allocated=core.tables.allocated_in(record.id),
         used=used // record.replicas,
         copysets_healthy=sum(1 for r in copysets if core.monitor.healthy(r, now, record.replicas)),
     )

@@ -10,7 +10,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from curve_storage.errors import CurveError, NotLeader, Unavailable
+from curve_storage.errors import CurveError, InvalidArgument, NotLeader, ResourceExhausted, Unavailable
 from curve_storage.mds.records import (
     DELETING,
     FIRST_ENTRY_ID,
@@ -172,6 +172,10 @@ class Tables:
     def allocated(self, volume: int) -> int:
         return len(self.segments.get(volume, ())) * SEGMENT_SIZE
 
+    def allocated_in(self, pool: int) -> int:
+        """Bytes of segments in a pool, without replication."""
+        return self.pool_segments[pool] * SEGMENT_SIZE
+
     def allocated_on(self, chunkserver: int) -> int:
         """Bytes of chunks given to volumes on one chunkserver, written or not."""
         return sum(self.chunks_in[key] for key in self.copysets_of.get(chunkserver, ())) * CHUNK_SIZE
@@ -220,6 +224,8 @@ class ClusterState:
         except NotLeader as error:
             self.abandon(error)
             raise
+        except (InvalidArgument, ResourceExhausted):
+            raise  # refused: nothing was changed
         except CurveError as error:
             self.abandon(error)
             raise Unavailable(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from curve_storage.clock import ManualClock
 from curve_storage.config import EtcdConfig
 from curve_storage.errors import NotLeader, Unavailable
@@ -132,6 +133,7 @@ class MiniCluster:
         """The transport of FENCE and DELETE_VOLUME."""
         disk = next((d for d in self.disks if d.address == address and d.up), None)
         if disk is None:
+            self.clock.advance(0.3)  # nothing else moves this clock while callers try again
             raise Unavailable("connection refused", where=address)
         body = msgspec.msgpack.decode(meta)
         key = split_group(body["group"])
