@@ -40,7 +40,7 @@ def check() -> None:
         raise FailedPrecondition(
             f"the machine has no version 1 control groups for {', '.join(missing)}",
             where=str(ROOT),
-            todo="The box runs on machines with cgroup v1. `curve playground up` and `helm install` on a cluster work on any.",
+            todo="The box needs cgroup v1. `curve playground up` and `helm install` on a cluster work on any machine.",
         )
 
 

@@ -215,6 +215,8 @@ class GoBuilder:
             except BlockingIOError:
                 with self._progress.step("waiting for another build of the Go programs"):
                     fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in self._places.bin.glob(".build-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             yield
 
     def _build(self, module: str, programs: list[Program], version: str) -> None:

@@ -75,8 +75,8 @@ def build_root(config: dict[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     mount("none", Path("/"), flags=MS_REC | MS_PRIVATE)
     mount("overlay", root, "overlay", options=f"lowerdir=/,upperdir={upper},workdir={work}")
-    for folder in ("proc", "sys", "dev", "run", "tmp"):
-        (root / folder).mkdir(exist_ok=True)
+    for name in ("proc", "sys", "dev", "run", "tmp"):
+        (root / name).mkdir(exist_ok=True)
     mount("proc", root / "proc", "proc")
     mount("sysfs", root / "sys", "sysfs")
     bind(Path("/sys/fs/cgroup"), root / "sys/fs/cgroup", recursive=True)
@@ -111,9 +111,9 @@ def write_identity(root: Path, name: str, address: str) -> None:
         "resolv.conf": "",
     }
     for file, text in identity.items():
-        path = root / "etc" / file
-        path.unlink(missing_ok=True)
-        path.write_text(text)
+        place = root / "etc" / file
+        place.unlink(missing_ok=True)
+        place.write_text(text)
 
 
 def enter(root: Path) -> None:

@@ -1,7 +1,7 @@
 """The one process that owns the box's processes: it starts them, restarts them, reaps them, and forwards the API
 server to loopback.
 
-    python -m e2e.box.supervisor
+    python -m e2e.box.supervisor SOCKET CGROUP
 
 It decides nothing about Kubernetes. Commands come as one JSON object per connection on the control socket:
     {"do": "start", "process": {name, command, log, restart}} · {"do": "stop", "name"} · {"do": "list"}
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.box.forward import Forwarder
+from e2e.box.launch import enter_cgroup
 
 PR_SET_CHILD_SUBREAPER = 36
 RESTART_DELAY = 1.0
@@ -96,7 +97,8 @@ class Supervisor:
                 await self._stop(request["name"])
                 return {}
             case "list":
-                return {"processes": [self._describe(running) for running in self._processes.values()]}
+                described = [self._describe(running) for running in self._processes.values()]
+                return {"supervisor": os.getpid(), "processes": described}
             case "forward":
                 forwarder = Forwarder(request["netns"], tuple(request["address"]))
                 self._forwarders.append(forwarder)
@@ -167,7 +169,9 @@ class Supervisor:
 
 
 def main() -> None:
-    asyncio.run(Supervisor().serve(Path(sys.argv[1])))
+    control, cgroup = sys.argv[1:]
+    enter_cgroup(cgroup)
+    asyncio.run(Supervisor().serve(Path(control)))
 
 
 if __name__ == "__main__":
