@@ -22,7 +22,7 @@ _SET_STATUS, _GET_STATUS, _CLR_FD = 0x4C04, 0x4C05, 0x4C01
 _SET_CAPACITY, _CONFIGURE, _GET_FREE = 0x4C07, 0x4C0A, 0x4C82
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 
-# struct loop_info64: device inode rdevice offset sizelimit, number encrypt-type encrypt-key-size flags, names, key, init
+# struct loop_info64: device inode rdevice offset sizelimit, number - - flags, names, key, init
 _INFO = Struct("<5Q4I64s64s32s2Q")
 _CONFIG = Struct(f"<II{_INFO.size}s64x")  # struct loop_config: fd, block size, info, reserved
 _ATTEMPTS = 64
@@ -173,8 +173,10 @@ def is_bound(device: LoopDevice) -> bool:
 def detach(
     device: LoopDevice, *, force: bool = False, patience: float = 2.0, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Unbind. Raises InUse when it is mounted or held open longer than `patience` seconds (scanners open new devices for
-    moments). force: it unbinds by itself when the last holder closes it. Nothing to do is success."""
+    """Unbind. Nothing to do is success. force: it unbinds by itself when the last holder closes it.
+
+    Raises InUse when it is mounted or held open longer than `patience` seconds (scanners open devices for moments).
+    """
     waited, pause = 0.0, 0.02
     while True:
         if _try_detach(device):

@@ -161,6 +161,7 @@ class Negotiation:
             return 4
         if len(data) < OPTION.size:
             return 0
+        length: int
         magic, option, length = OPTION.unpack_from(data)
         if magic != OPTION_MAGIC or length > _MAX_OPTION:
             raise InvalidArgument("not an NBD option")

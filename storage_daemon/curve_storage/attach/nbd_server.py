@@ -16,7 +16,6 @@ from pathlib import Path
 
 from curve_storage.attach import nbd_protocol as nbd
 from curve_storage.attach.device import BlockDevice, Buffer
-from curve_storage.attach.zeroing import zero
 from curve_storage.clock import Clock
 from curve_storage.errors import InvalidArgument, NoSpace, OutOfRange, PermissionDenied
 from curve_storage.fuse.statistics import Statistics
@@ -77,6 +76,10 @@ class NbdServer:
             await asyncio.sleep(0.005)
         for connection in list(self._connections):
             connection.hang_up()
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
 
     @property
     def inflight(self) -> int:
@@ -324,7 +327,7 @@ class _Connection(asyncio.BufferedProtocol):
             if command == nbd.Command.FLUSH:
                 await self._device.flush()
             elif command != nbd.Command.CACHE:
-                await zero(self._device, offset, length)
+                await self._device.discard(offset, length)
                 if flags & nbd.CommandFlag.FUA:
                     await self._device.flush()
             self._answer(cookie)

@@ -11,7 +11,6 @@ import stat
 from collections.abc import Sequence
 
 from curve_storage.attach.device import BlockDevice
-from curve_storage.attach.zeroing import zero
 from curve_storage.fuse import abi
 from curve_storage.fuse.ops import (
     Attributes,
@@ -95,7 +94,7 @@ class VolumeFile(Operations):
         if offset + length > self._size:
             raise OSError(errno.ENOSPC, "beyond the end of the volume")
         if any(mode & kind for kind in _DISCARDING):
-            await zero(self._device, offset, length)
+            await self._device.discard(offset, length)
         elif mode & ~abi.Fallocate.KEEP_SIZE:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 

@@ -45,7 +45,7 @@ class Caching:
 @dataclass(frozen=True, slots=True)
 class Opened:
     handle: int = 0
-    flags: abi.Open = abi.Open(0)
+    flags: int = 0  # of abi.Open
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Session:
         self.facts = facts
         self.statistics = Statistics()
         self.withhold_errors = False  # leave failing requests unanswered: a successor will get them again
+        self.withheld = 0
         self._fd = descriptor
         self._ops = ops
         self._now = clock.monotonic
@@ -246,6 +247,7 @@ class Session:
             self._send_error(unique, errno.EINTR)
             return
         if self.withhold_errors:
+            self.withheld += 1
             return
         number = error_number(error)
         if number not in _QUIET:

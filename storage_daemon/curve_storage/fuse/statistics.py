@@ -34,7 +34,7 @@ class Histogram:
 
 
 class Statistics:
-    """reads, writes, others: completed requests by kind; errors: answered with an errno other than ENOSYS and ENOENT."""
+    """reads, writes, others: completed requests by kind; errors: answered with an unexpected errno."""
 
     __slots__ = ("errors", "others", "reads", "resent", "writes")
 

@@ -21,7 +21,7 @@ _log = logs.get("control")
 
 
 class ControlServer:
-    """handler: the reply's fields and descriptors to send along, which stay the handler's. CurveErrors are sent back."""
+    """handler: the reply's fields and descriptors, which stay the handler's. CurveErrors are sent back."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
         self._path = path

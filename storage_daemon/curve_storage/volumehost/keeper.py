@@ -1,13 +1,13 @@
-"""The keeper: holds descriptors of /dev/fuse for as long as a mount lives, whatever happens to the processes serving it.
+"""The keeper: holds descriptors of /dev/fuse as long as a mount lives, whatever happens to the processes serving it.
 
 As long as one process holds the descriptor, the kernel keeps a mount's requests and waits for answers; when the last
-one closes it, every file of the mount fails for ever. So this process does nothing else, has no dependency, and is never
-upgraded with the rest.
+one closes it, every file of the mount fails for ever. So this process does nothing else, has no dependency, and is
+never upgraded with the rest.
 
 Protocol, version 1, frozen (see `packet`): every request is {"version": 1, "op": …}, every reply {"ok": true, …} or
 {"ok": false, "error": text}.
   ping                                → {"pid", "count"}
-  store {"name", "blob"} + descriptor → keeps both under the name, replacing what was there; without a descriptor: the blob only
+  store {"name", "blob"} + descriptor → keeps both, replacing what was there; without a descriptor: the blob only
   list                                → {"names": {name: blob}}
   get {"name"}                        → {"blob"} + descriptor
   delete {"name"}                     → {"found": bool}

@@ -45,7 +45,7 @@ async def request(
 async def _readable(connection: socket.socket, timeout: float, path: Path) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection.fileno(), lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(connection.fileno(), _fulfil, ready)
     try:
         async with asyncio.timeout(timeout):
             await ready
@@ -53,6 +53,11 @@ async def _readable(connection: socket.socket, timeout: float, path: Path) -> No
         raise DeadlineExceeded(f"no answer within {timeout:g} s", where=str(path)) from error
     finally:
         loop.remove_reader(connection.fileno())
+
+
+def _fulfil(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _refusal(reply: dict[str, Any], path: Path) -> CurveError:

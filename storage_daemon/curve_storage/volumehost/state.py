@@ -1,7 +1,7 @@
 """What the host knows of each attached volume across its own restarts: one small JSON file per volume, fsynced.
 
-Layout of a volume's folder: `state.json`, `mount/` (mount point, with the file `volume` inside), `nbd.sock`, `control.<generation>`
-(sockets of data processes), `process.log`.
+Layout of a volume's folder: `state.json`, `mount/` (mount point, with the file `volume` inside), `nbd.sock`,
+`control.<generation>` (sockets of data processes), `process.log`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VolumeState:
-    """generation: number of the present data process of this attachment, from 1; takeovers: replacements after a death."""
+    """generation: number of the present data process, from 1; takeovers: replacements after a death."""
 
     volume_id: int
     path: str

@@ -108,9 +108,9 @@ class VolumeProcess:
         arguments = self._arguments
         if arguments.device_file is not None:
             return FileDevice(arguments.device_file, read_only=arguments.read_only, delay=arguments.device_delay)
-        from curve_storage.client.block_volume import BlockVolume
         from curve_storage.client.cluster import Cluster
         from curve_storage.client.config import load_client_config
+        from curve_storage.client.volume import BlockVolume
 
         while True:
             try:
@@ -242,6 +242,12 @@ class VolumeProcess:
             if self._session is not None:
                 self._session.withhold_errors = True
             return {}, []
+        if operation == "resume":
+            withheld = 0
+            if self._session is not None:
+                self._session.withhold_errors = False
+                withheld = self._session.withheld
+            return {"withheld": withheld}, []
         if operation == "stop":
             return {"left": await self._stop()}, []
         if operation == "go":
@@ -275,6 +281,7 @@ class VolumeProcess:
             "stalled": device.stalled() if device is not None else self._waiting,
             "fenced": device.fenced if device is not None else False,
             "error": encode_error(self._error) if self._error is not None else None,
+            "connections": nbd.connections if nbd is not None else 0,
             "inflight": source.inflight if source is not None else 0,
             "oldest": source.oldest() if source is not None else 0.0,
             "statistics": source.statistics.as_dict() if source is not None else None,
