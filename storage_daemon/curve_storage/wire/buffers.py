@@ -14,7 +14,7 @@ from curve_storage.units import KiB, MiB
 
 _SMALLEST = 64 * KiB
 _LARGEST = 4 * MiB
-_FREE = 3  # references to an unused buffer during the scan: the list, the loop variable, getrefcount's argument
+_FREE = 2  # references to an unused buffer: the list's and getrefcount's argument
 
 
 def _allocate(size: int) -> mmap.mmap:
@@ -39,10 +39,10 @@ class BufferPool:
             return memoryview(_allocate(size))[:size]
         capacity = _SMALLEST if size <= _SMALLEST else 1 << (size - 1).bit_length()
         pool = self._classes.setdefault(capacity, [])
-        for position, buffer in enumerate(pool):
-            if getrefcount(buffer) == _FREE:
+        for position in range(len(pool)):
+            if getrefcount(pool[position]) == _FREE:
                 # Move it to the end, so that the scan meets the longest unused buffers first.
-                del pool[position]
+                buffer = pool.pop(position)
                 pool.append(buffer)
                 return memoryview(buffer)[:size]
         buffer = _allocate(capacity)

@@ -18,14 +18,15 @@ from curve_storage.errors import CurveError, InvalidArgument
 from curve_storage.units import KiB, MiB
 from curve_storage.wire.buffers import BufferPool
 from curve_storage.wire.frame import (
+    CRC,
     HEADER,
     HEADER_SIZE,
     KNOWN_LIMITS,
     MAGIC,
+    PREFIX,
     PREFIX_SIZE,
     VERSION,
     Buffer,
-    head,
 )
 from curve_storage.wire.messages import DEFAULT_MAX_META
 
@@ -296,19 +297,18 @@ class FrameConnection(asyncio.BufferedProtocol):
         out = self._out
         if isinstance(payload, (bytes, bytearray, memoryview)):
             length = len(payload)
-            out += head(kind, flags, status, request_id, meta, length)
-            if meta:
-                out.append(meta)
-            if length:
-                out.append(payload)
-                if length >= LARGE:
-                    self._out_large = True
+            pieces: Sequence[Buffer] = (payload,)
         else:
-            length = sum(map(len, payload))
-            out += head(kind, flags, status, request_id, meta, length)
-            if meta:
-                out.append(meta)
-            out += payload
+            length = sum([len(piece) for piece in payload])
+            pieces = payload
+        # frame.head(), inlined: this is the hottest path of a client
+        prefix = PREFIX.pack(MAGIC, VERSION, flags, kind, status, request_id, len(meta), length)
+        if meta:
+            out += (prefix, CRC.pack(crc32c(meta, crc32c(prefix))), meta)
+        else:
+            out += (prefix, CRC.pack(crc32c(prefix)))
+        if length:
+            out += pieces
             if length >= LARGE:
                 self._out_large = True
         if not self._flush_due and self.transport is not None:

@@ -54,7 +54,7 @@ class Hello(msgspec.Struct):
 class Request:
     """One request. `payload` stays valid as long as it, or a view of it, is referenced."""
 
-    __slots__ = ("_connection", "_cost", "_id", "_oneway", "identity", "meta", "payload", "peer", "type")
+    __slots__ = ("_answered", "_connection", "_id", "_oneway", "identity", "meta", "payload", "type")
 
     def __init__(
         self,
@@ -63,42 +63,45 @@ class Request:
         kind: int,
         meta: Buffer,
         payload: memoryview,
-        oneway: bool,
+        oneway: int,
     ) -> None:
-        self._connection: ServerConnection | None = connection
+        self._connection = connection
+        self._answered = False
         self._id = request_id
-        self._cost = len(payload)
         self._oneway = oneway
         self.type = kind
         self.meta = meta
         self.payload = payload
         self.identity: Identity | None = connection.identity
-        self.peer = connection.peer
+
+    @property
+    def peer(self) -> str:
+        return self._connection.peer
 
     @property
     def answered(self) -> bool:
-        return self._connection is None
+        return self._answered
 
     def reply(self, meta: Buffer = b"", payload: Buffer = b"") -> None:
-        connection = self._connection
-        if connection is None:
+        if self._answered:
             raise Internal(f"request {self._id} of type {self.type} answered twice")
-        self._connection = None
+        self._answered = True
         if self._oneway:
             return
-        connection.server.release(self._cost)
+        connection = self._connection
+        server = connection.server
+        server.inflight -= 1
+        server.inflight_bytes -= len(self.payload)
         if connection.transport is not None:
             connection.send(self.type, REPLY, 0, self._id, meta, payload)
 
     def fail(self, error: CurveError) -> None:
-        connection = self._connection
-        if connection is None:
+        if self._answered:
             raise Internal(f"request {self._id} of type {self.type} answered twice")
-        self._connection = None
-        if self._oneway:
-            return
-        connection.server.release(self._cost)
-        connection.refuse(self.type, self._id, error)
+        self._answered = True
+        if not self._oneway:
+            self._connection.server.release(len(self.payload))
+            self._connection.refuse(self.type, self._id, error)
 
 
 Handler = Callable[[Request], None]
@@ -199,7 +202,7 @@ class ServerConnection(FrameConnection):
         if kind == _PING:
             self.send(_PING, REPLY, 0, request_id, b"", b"")
             return
-        request = Request(self, request_id, kind, meta, payload, bool(oneway))
+        request = Request(self, request_id, kind, meta, payload, oneway)
         try:
             self.server.routes[kind].handler(request)
         except CurveError as error:
