@@ -52,7 +52,7 @@ def load(model: type[ModelT], path: Path, environ: Mapping[str, str] = os.enviro
     if not isinstance(data, dict):
         raise ConfigError("the top level must be a mapping", where=str(path), todo="Write KEY: VALUE lines")
     for name, value in environ.items():
-        if name.startswith("CURVE_") and "__" not in name[6:] and name[6:].lower() in model.model_fields:
+        if name.startswith("CURVE_") and "__" not in name[6:] and _is_scalar(model, name[6:].lower()):
             data[name[6:].lower()] = yaml.safe_load(value)
         elif name.startswith("CURVE_") and "__" in name[6:]:
             _override(data, name[6:].lower().split("__"), value, model)
@@ -66,6 +66,14 @@ def parse(model: type[ModelT], data: Any, *, where: str) -> ModelT:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(top level)"
         raise ConfigError(f"{field}: {first['msg']}", where=where, todo="Correct this field and start again") from error
+
+
+def _is_scalar(model: type[BaseModel], field: str) -> bool:
+    """Whether a variable of that name can mean this field; CURVE_ETCD, say, names a program and no mapping."""
+    if field not in model.model_fields:
+        return False
+    annotation = model.model_fields[field].annotation
+    return not (isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
 
 def _override(data: dict[str, Any], path: list[str], value: str, model: type[BaseModel]) -> None:
