@@ -1,0 +1,5 @@
+"""A whole cluster as local processes: `Playground` starts, repairs and removes one in a directory."""
+
+from curve_storage.cli.playground.cluster import Playground, PlaygroundOptions
+
+__all__ = ["Playground", "PlaygroundOptions"]
