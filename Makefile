@@ -23,9 +23,14 @@ setup: .venv/ready ## The Python environment, from the lock file
 
 lock: setup ## Renew requirements.lock from pyproject.toml
 	uv pip compile -q --extra dev --no-emit-index-url --generate-hashes pyproject.toml -o requirements.lock
+	uv pip compile -q --no-emit-index-url --generate-hashes pyproject.toml -c requirements.lock --python-version 3.11 \
+		--custom-compile-command "make lock" -o requirements.runtime.lock
 
 proto: setup ## Regenerate the protobuf modules
 	python storage_daemon/curve_storage/proto/generate.py
+
+crds: setup ## Regenerate the CRD and what follows from the operator's models
+	python -m curve_operator.crd
 
 check: setup ## Format, lint, types, import layers
 	ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -32,17 +33,18 @@ log = logs.get("curve_operator.act")
 
 async def act(
     kube: Kube, mds: MdsConnection, settings: Settings, observed: Observed, plan: Plan, now: datetime
-) -> list[str]:
-    """Returns the errors, each with what was tried."""
+) -> tuple[list[str], bool]:
+    """Returns the errors, each with what was tried, and whether anything became different by it."""
     errors = []
+    different = False
     for action in plan.actions:
         log.info("action", cluster=f"{settings.namespace}/{settings.name}", do=_title(action), reason=action.reason)
         try:
-            await _do(kube, mds, settings, observed, action, now)
+            different |= await _do(kube, mds, settings, observed, action, now)
         except CurveError as error:
             log.warning("action failed", do=_title(action), error=str(error))
             errors.append(f"{_title(action)}: {error}")
-    return errors
+    return errors, different
 
 
 def _title(action: Action) -> str:
@@ -65,10 +67,13 @@ def _title(action: Action) -> str:
 
 async def _do(
     kube: Kube, mds: MdsConnection, settings: Settings, observed: Observed, action: Action, now: datetime
-) -> None:
+) -> bool:
+    """False: the API server found nothing to change."""
     match action:
         case Apply(manifest=manifest):
-            await kube.apply(dict(manifest), names.FIELD_MANAGER)
+            before = observed.get(manifest["kind"], manifest["metadata"]["name"]) or {}
+            after = await kube.apply(dict(manifest), names.FIELD_MANAGER)
+            return _version(before) != _version(after)
         case Scale(name=name, replicas=replicas):
             scale = {"spec": {"replicas": replicas}}
             await kube.patch("apps/v1", "StatefulSet", name, settings.namespace, scale)
@@ -113,6 +118,11 @@ async def _do(
             body: dict[str, Any] = {"metadata": {"finalizers": list(finalizers), "resourceVersion": version}}
             api = f"{names.GROUP}/{names.VERSION}"
             await kube.patch(api, names.KIND, settings.name, settings.namespace, body)
+    return True
+
+
+def _version(item: Mapping[str, Any]) -> str:
+    return str((item.get("metadata") or {}).get("resourceVersion", ""))
 
 
 async def _secret(

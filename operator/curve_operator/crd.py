@@ -1,6 +1,6 @@
 """The CustomResourceDefinition of `CurveCluster`, generated from the models.
 
-`python -m curve_operator.crd DIRECTORY` writes it; a test fails when the committed file differs.
+`python -m curve_operator.crd [REPOSITORY]` writes it and what else follows from the models; a test fails on drift.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from curve_operator import names
+from curve_operator import names, values_schema
 from curve_operator.models.schema import structural
 from curve_operator.models.spec import ClusterSpec
 from curve_operator.models.status import ClusterStatus
@@ -90,12 +90,21 @@ def render() -> str:
     return HEADER + yaml.safe_dump(definition(), sort_keys=False, width=110)
 
 
+def files() -> dict[Path, str]:
+    """Every generated file of the repository, by its path in it."""
+    return {
+        Path("crds") / FILE: render(),
+        Path("charts/curve-operator/files") / FILE: render(),
+        Path("charts/curve-cluster/values.schema.json"): values_schema.render(),
+    }
+
+
 def main() -> None:
-    directories = [Path(argument) for argument in sys.argv[1:]] or [Path("crds")]
-    for directory in directories:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / FILE).write_text(render())
-        print(directory / FILE)
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+    for path, text in files().items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+        print(root / path)
 
 
 if __name__ == "__main__":

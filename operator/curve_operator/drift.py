@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KEYS = ("name", "key", "containerPort", "port", "mountPath", "type", "topologyKey", "uid")
-EMPTY: tuple[Any, ...] = (None, "", [], {})
+EMPTY: tuple[Any, ...] = (None, "", [], {}, 0, False)
+"""What the API server leaves out when it stores an object."""
 
 
 def first_difference(wanted: Any, live: Any, path: str = "") -> str:

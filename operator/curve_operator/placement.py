@@ -78,9 +78,10 @@ def layout(
         slots.append(Slot(name, request.node, disk, zone, server))
     kept = {slot.name for slot in slots}
     removed = tuple(item for item in existing if item.name not in kept)
-    candidates = [name for name in settings.nodes if name in known]
-    if not candidates:
-        candidates = list(dict.fromkeys(slot.node for slot in slots)) or sorted(known)
+    if settings.nodes:
+        candidates = [name for name in settings.nodes if name in known]
+    else:
+        candidates = list(dict.fromkeys(slot.node for slot in slots))
     absent = tuple(name for name in settings.nodes if name not in known)
     members = _etcd_nodes(settings, candidates, etcd_now)
     return Layout(tuple(slots), removed, members, tuple(dict.fromkeys((*missing, *absent))), notes)

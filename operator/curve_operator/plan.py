@@ -39,6 +39,9 @@ def make_plan(settings: Settings, observed: Observed, now: datetime) -> tuple[Pl
         plan.wait(f"annotation {names.ANNOTATION_PAUSE} to be removed: nothing is changed meanwhile")
         return plan, where
     plan_security(settings, observed, now, plan)
+    for node in where.missing_nodes:
+        there = ", ".join(sorted(item.name for item in observed.nodes)[:5])
+        plan.wait(f"node {node}: no such node (there are {there}); correct the name in spec or add the node")
     _objects(settings, observed, where, plan)
     etcd_ok, etcd_done = _etcd(settings, observed, where, plan)
     mds_ok, mds_done = _mds(settings, observed, plan, etcd_ok=etcd_ok, etcd_done=etcd_done)
@@ -95,7 +98,7 @@ def _etcd(settings: Settings, observed: Observed, where: Layout, plan: Plan) -> 
     count = settings.etcd.count
     nodes = where.etcd_nodes if settings.etcd.claim is None else ("",) * count
     if len(nodes) < count:
-        plan.wait("nodes for etcd: none of those in spec.nodes exists")
+        plan.wait("a node for etcd: none of those wanted exists")
         plan.findings.append(Finding("EtcdReady", False, "NoNodes", "no node can hold etcd's data"))
         return False, False
     wanted = [manifests.etcd(settings, index, nodes[index]) for index in range(count)]
@@ -125,9 +128,8 @@ def _mds(settings: Settings, observed: Observed, plan: Plan, *, etcd_ok: bool, e
 
 
 def _chunkservers(settings: Settings, observed: Observed, where: Layout, plan: Plan, *, upgraded: bool) -> None:
-    for node in where.missing_nodes:
-        names_known = ", ".join(sorted(item.name for item in observed.nodes)[:5])
-        plan.wait(f"node {node}: no such node (there are {names_known}); correct the name or add the node")
+    if not where.slots:
+        plan.wait("a node that can hold data: none matches spec.storage, or all are tainted or cordoned")
     wanted = [manifests.chunkserver(settings, slot) for slot in where.slots]
     ready = sum(ready_replicas(observed.get("StatefulSet", slot.name)) > 0 for slot in where.slots)
     roll(

@@ -70,12 +70,12 @@ class Reconciler:
         plan, where = make_plan(settings, observed, now)
         if not self.leading():
             return Outcome(WAITING)
-        errors = await act(self.kube, mds, settings, observed, plan, now)
+        errors, different = await act(self.kube, mds, settings, observed, plan, now)
         status = make_status(settings, observed, plan, where, now, errors)
         await self._report(resource, status)
         if errors:
             return Outcome(WAITING)
-        if plan.actions:
+        if different:
             return Outcome(ACTED)
         return Outcome(WAITING if plan.waiting else SETTLED)
 

@@ -31,6 +31,10 @@ REPORTS = {"DisksRemoved", "DeletionBlocked"}
 """Conditions that report trouble when True; the others do when False."""
 
 
+TOLD_AT_ONCE = {"Accepted", "DataRemoved", "DeletionBlocked", "Reconciled"}
+"""Trouble worth an event when first seen; of the others only a change is, or every new cluster would warn."""
+
+
 @dataclass(frozen=True)
 class EventText:
     type: str  # Normal or Warning
@@ -267,7 +271,7 @@ def transitions(before: Mapping[str, Any], after: ClusterStatus) -> list[EventTe
             continue
         was = old.get(condition.type, {}).get("status")
         good = (condition.status == "True") != (condition.type in REPORTS)
-        if was == condition.status or (was is None and good):
+        if was == condition.status or (was is None and (good or condition.type not in TOLD_AT_ONCE)):
             continue
         found.append(
             EventText("Normal" if good else "Warning", f"{condition.type}{condition.reason}"[:128], condition.message)

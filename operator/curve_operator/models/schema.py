@@ -22,13 +22,15 @@ def structural(model: type[BaseModel], *, defaults: bool = True) -> dict[str, An
 
 
 def _settle_defaults(schema: dict[str, Any], keep: bool) -> None:
-    if not keep:
-        schema.pop("default", None)
-    elif isinstance(schema.get("default"), dict):
-        schema["default"] = {}  # the API server then fills in the defaults of the fields inside
     for child in [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]:
         if isinstance(child, dict):
             _settle_defaults(child, keep)
+    if not keep:
+        schema.pop("default", None)
+    elif isinstance(schema.get("default"), dict):
+        # complete, because the API server checks a default against the rules before it fills in what is inside
+        children = schema.get("properties", {}).items()
+        schema["default"] = {name: child["default"] for name, child in children if "default" in child}
 
 
 def _convert(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

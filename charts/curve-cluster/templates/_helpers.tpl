@@ -1,0 +1,4 @@
+{{- define "curve-cluster.labels" -}}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+app.kubernetes.io/part-of: curve
+{{- end }}
