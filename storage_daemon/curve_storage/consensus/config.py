@@ -66,7 +66,6 @@ class LogConfig:
     segment_size: int = 64 * MiB
     max_size: int = GiB
     ready_segments: int = 1
-    max_batch_bytes: int = 16 * MiB
 
     def __post_init__(self) -> None:
         if self.segment_size % (4 * KiB) or self.segment_size < 32 * KiB:

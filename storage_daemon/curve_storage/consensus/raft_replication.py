@@ -73,10 +73,10 @@ class Replication(RaftState):
                             self.send_heartbeat(node, progress)
 
     def replicate(self, node: int, progress: Progress) -> None:
-        """Sends what the window allows; a probing member gets one append at a time."""
+        """Sends what the window allows; a probing member gets one append at a time, if need be an empty one."""
         log = self.log
         config = self.config
-        while progress.next <= log.last:
+        while progress.next <= log.last or (progress.state == PROBE and progress.match < log.last):
             if progress.state == REPLICATE:
                 if (
                     progress.inflight_bytes >= config.max_inflight_bytes
@@ -91,8 +91,10 @@ class Replication(RaftState):
                 progress.snapshot()
                 self._snapshots.append(SnapshotNeed(node))
                 return
-            entries = log.slice(progress.next, log.last, config.max_append_bytes, config.max_append_entries)
-            last = entries[-1].index
+            entries: list[Entry] = []
+            if progress.next <= log.last:
+                entries = log.slice(progress.next, log.last, config.max_append_bytes, config.max_append_entries)
+            last = previous + len(entries)
             self.send(
                 Message(
                     APPEND,
@@ -144,7 +146,7 @@ class Replication(RaftState):
             progress.replicate()
         if progress.state == SNAPSHOT and progress.match >= self.log.base:
             progress.replicate()
-        if progress.next <= self.log.last:
+        if progress.match < self.log.last:
             self.replicate(message.src, progress)
 
     def _on_reject(self, message: Message, progress: Progress) -> None:
@@ -180,7 +182,7 @@ class Replication(RaftState):
             progress.probing = False
         elif message.reject and message.commit < progress.next - 1:
             progress.probe(min(progress.match, message.commit) + 1)
-        if progress.next <= self.log.last:
+        if progress.match < self.log.last:
             self.replicate(message.src, progress)
 
     def match_of(self, node: int) -> int:

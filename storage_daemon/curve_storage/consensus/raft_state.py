@@ -116,6 +116,8 @@ class RaftState:
         self._held: list[Message] = []
         self._out: list[Message] = []
         self._applying = self.applied
+        self.hold_apply = False
+        """A snapshot is being installed: nothing is applied."""
         self._reads_done: list[int] = []
         self._reads_failed: list[int] = []
         self._snapshots: list[SnapshotNeed] = []
@@ -242,7 +244,7 @@ class RaftState:
             self._out = []
             some = True
         limit = min(self.commit, self.persisted_index)
-        if limit > self._applying:
+        if limit > self._applying and not self.hold_apply:
             result.committed = self.log.slice(self._applying + 1, limit, self.config.max_apply_bytes, 1024)
             self._applying = result.committed[-1].index
             some = True

@@ -1,0 +1,535 @@
+"""Whole groups on a virtual clock: the real cores, engines and logs; network, disks, clocks and faults from one seed."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any
+
+from consensus_disk import SimDisk
+from consensus_model import Machine, Seen, Truth, Violation
+
+from curve_storage.consensus.api import Membership, Role
+from curve_storage.consensus.config import LogConfig, RaftConfig
+from curve_storage.consensus.engine import Engine, Group
+from curve_storage.consensus.log import Batch, SharedLog
+from curve_storage.consensus.raft_messages import HEARTBEAT, HEARTBEAT_REPLY, Message
+from curve_storage.errors import CurveError, FailedPrecondition, NotLeader
+
+GROUP = 7
+TICK = 0.06
+
+
+class Node:
+    """One process: it lives until it crashes; `disk` and the machine's durable state outlive it."""
+
+    def __init__(self, sim: Simulation, number: int) -> None:
+        self.sim = sim
+        self.number = number
+        self.disk = SimDisk()
+        self.machine = Machine(number, sim.truth)
+        self.offset = sim.rng.uniform(0, 1000)
+        self.rate = 1 + sim.rng.uniform(-0.03, 0.03)
+        self.life = 0
+        self.engine: Engine | None = None
+        self.paused_until = 0.0
+        self.syncing = False
+        self.heard: dict[int, float] = {}
+        self.sending: set[int] = set()
+        self.seen = Seen()
+
+    def now(self) -> float:
+        return self.offset + self.sim.time * self.rate
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    def start(self, membership: Membership) -> None:
+        self.life += 1
+        sim = self.sim
+        log = SharedLog(self.disk, sim.log_config, lambda: sim.rng.getrandbits(32))
+        log.open()
+        if log.damage:
+            raise Violation(f"node {self.number}: a crash left damage: {log.damage}")
+        self.syncing = False
+        self.sending.clear()
+        self.seen = Seen()
+        self.engine = Engine(self.number, log, sim.raft_config, random.Random(sim.rng.getrandbits(64)), self)
+        group = self.engine.add_group(GROUP, self.machine, membership, self.now())
+        if group.raft is None:
+            raise Violation(f"node {self.number}: corrupt after a crash: {group.log.corrupt}")
+        self.seen.commit = group.raft.commit
+        self.seen.last, self.seen.last_term = group.raft.log.last, group.raft.log.last_term
+        self.heard = dict.fromkeys(sim.nodes, self.now())
+        self.flush()
+
+    def crash(self) -> None:
+        self.engine = None
+        self.life += 1
+        self.paused_until = 0.0
+        self.machine.crash()
+        self.disk.crash(self.sim.rng)
+
+    @property
+    def group(self) -> Group | None:
+        return self.engine.groups.get(GROUP) if self.engine else None
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        """Runs unless this process has crashed meanwhile."""
+        life = self.life
+
+        def run() -> None:
+            if self.life == life and self.engine is not None:
+                if self.paused_until > self.sim.time:
+                    self.sim.at(self.paused_until + self.sim.rng.random() * 1e-3, run)
+                    return
+                action()
+                self.flush()
+
+        self.sim.at(self.sim.time + delay, run)
+
+    # --- one turn of the host ----------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        engine = self.engine
+        if engine is None:
+            return
+        while not engine.flush(self.now()):
+            pass
+        for messages in engine.outgoing.values():
+            for message in messages:
+                self.sim.send(message)
+        engine.outgoing.clear()
+        self._sync()
+        group = self.group
+        if group is not None and group.raft is not None:
+            self.sim.truth.check(self.number, group.raft, self.seen)
+
+    def _sync(self) -> None:
+        engine = self.engine
+        if engine is None or self.syncing:
+            return
+        if engine.log.pool.wants_more():
+            engine.log.pool.prepare()
+        if engine.log.stalled:
+            engine.log.resume()
+            if engine.log.stalled:
+                self.checkpoint()
+                engine.log.resume()
+        batch = engine.take_batch()
+        if batch is None:
+            return
+        self.syncing = True
+        self._write(batch, 0)
+
+    def _write(self, batch: Batch, part: int) -> None:
+        """Each part is written and synced before the next; a crash may come at any moment between."""
+        if part < len(batch.parts):
+            file, offset, buffers = batch.parts[part]
+            file.write(offset, buffers)
+
+            def synced() -> None:
+                file.sync()
+                self._write(batch, part + 1)
+
+            self.later(self.sim.disk_delay(), synced)
+            return
+        engine = self.engine
+        assert engine is not None
+        self.syncing = False
+        engine.batch_done(batch)
+
+    def tick(self) -> None:
+        engine = self.engine
+        if engine is None:
+            return
+        now = self.now()
+        for peer in self.sim.nodes.values():
+            alive = peer.engine is not None and peer.paused_until <= self.sim.time
+            if alive and (peer.number, self.number) not in self.sim.cut:
+                self.heard[peer.number] = now
+        group = self.group
+        if group is not None and group.raft is not None and group.raft.hibernating:
+            leader = group.raft.leader
+            heard = self.heard.get(leader, now)
+            if leader != self.number and now - heard > 3 * self.sim.raft_config.heartbeat:
+                group.raft.wake(now, heard)
+                engine.mark(group)
+        engine.tick(now)
+
+    def checkpoint(self) -> None:
+        engine, group = self.engine, self.group
+        if engine is None or group is None or group.installing:
+            return
+        engine.checkpointed(group, self.machine.save())
+        for file in engine.collect():
+            engine.log.pool.recycle(file)
+
+    # --- Waiter ------------------------------------------------------------------------------------------------------
+
+    def done(self, token: Any, result: Any) -> None:
+        kind, value = token
+        if kind == "propose":
+            self.sim.truth.acknowledge(result, value)
+        elif self.machine.index < value:
+            raise Violation(f"read-index: node {self.number} at {self.machine.index} misses acknowledged {value}")
+
+    def failed(self, token: Any, error: CurveError) -> None:
+        pass
+
+    def members_changed(self, group: Group) -> None:
+        pass
+
+    def snapshot_needed(self, group: Group, node: int) -> None:
+        if node in self.sending:
+            return
+        self.sending.add(node)
+        self.later(self.sim.rng.uniform(0.001, 0.2), lambda: self._send_snapshot(node))
+
+    # --- snapshots ---------------------------------------------------------------------------------------------------
+
+    def _send_snapshot(self, node: int) -> None:
+        group = self.group
+        if group is None or group.raft is None:
+            return
+        state = (self.machine.index, self.machine.digest)
+        index = state[0]
+        term = group.raft.log.term(index)
+        if term is None or not index:
+            self._sent(node, 0)
+            return
+        membership = group.raft.membership_at(index)
+        group.log.pinned = index
+        target = self.sim.nodes[node]
+        delay = self.sim.rng.uniform(0.005, 0.3)
+        if target.engine is None or (self.number, node) in self.sim.cut:
+            self.later(delay, lambda: self._sent(node, 0))
+            return
+
+        def answer(reached: int) -> None:
+            self.later(self.sim.rng.uniform(0.001, 0.05), lambda: self._sent(node, reached))
+
+        target.later(delay, lambda: target.install(state, term, membership, answer))
+        self.later(3.0, lambda: self._sent(node, 0) if node in self.sending else None)
+
+    def _sent(self, node: int, index: int) -> None:
+        group = self.group
+        if node in self.sending and group is not None and group.raft is not None:
+            self.sending.discard(node)
+            group.log.pinned = None
+            group.raft.snapshot_done(node, index, self.now())
+            assert self.engine is not None
+            self.engine.mark(group)
+
+    def install(self, state: tuple[int, int], term: int, membership: Membership, answer: Callable[[int], None]) -> None:
+        engine, group = self.engine, self.group
+        if engine is None or group is None:
+            return
+        index = state[0]
+
+        def begun() -> None:
+            self.later(self.sim.disk_delay(), replace)
+
+        def replace() -> None:
+            self.machine.durable = state
+            self.machine.index, self.machine.digest = state
+            self.later(self.sim.disk_delay(), finish)
+
+        def finish() -> None:
+            assert self.engine is not None and group is not None
+            self.engine.finish_install(group, index, term, membership, self.now(), lambda: answer(index))
+
+        if not engine.begin_install(group, index, term, membership, begun):
+            answer(index if group.raft is not None and group.raft.commit >= index else 0)
+
+
+class Simulation:
+    def __init__(self, seed: int, members: int, events: int) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.truth = Truth()
+        self.time = 0.0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self.events = 0
+        self.limit = events
+        self.cut: set[tuple[int, int]] = set()
+        self.loss = rng.choice((0.0, 0.02, 0.1))
+        self.duplicate = rng.choice((0.0, 0.05))
+        self.slow = rng.choice((0.0, 0.03))
+        self.calm = False
+        self.raft_config = RaftConfig(
+            hibernate_after=rng.choice((0.0, 0.5, 2.0)),
+            max_append_entries=rng.choice((1, 4, 1024)),
+            max_inflight_messages=rng.choice((2, 256)),
+            max_apply_bytes=rng.choice((64, 1 << 20)),
+            window_bytes=rng.choice((0, 1 << 20)),
+            learner_lag=rng.choice((0, 8)),
+            change_timeout=5.0,
+        )
+        self.log_config = LogConfig(segment_size=32 * 1024, max_size=32 * 1024 * rng.choice((4, 12)))
+        self.big = rng.choice((0, 0, 3000))
+        self.members = tuple(range(1, members + 1))
+        self.nodes: dict[int, Node] = {}
+        for number in range(1, members + 3):
+            self.nodes[number] = Node(self, number)
+        self.commands = 0
+        self.initial = Membership(voters=self.members)
+        for node in self.nodes.values():
+            node.start(self.initial)
+            self._ticks(node)
+        self.at(0.0, self._fault)
+        self.at(0.0, self._client)
+
+    # --- scheduling ----------------------------------------------------------------------------------------------
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._queue, (when, self._order, action))
+
+    def _ticks(self, node: Node) -> None:
+        def tick() -> None:
+            if node.engine is not None and node.paused_until <= self.time:
+                node.tick()
+                node.flush()
+            self.at(self.time + TICK * self.rng.uniform(0.9, 1.1), tick)
+
+        self.at(self.rng.random() * TICK, tick)
+
+    def disk_delay(self) -> float:
+        if self.rng.random() < 0.02:
+            return self.rng.uniform(0.05, 0.5)
+        return self.rng.uniform(0.0002, 0.01)
+
+    def send(self, message: Message) -> None:
+        rng = self.rng
+        if not self.calm and rng.random() < self.loss:
+            return
+        copies = 2 if not self.calm and rng.random() < self.duplicate else 1
+        for _ in range(copies):
+            delay = rng.uniform(0.0005, 0.02)
+            if not self.calm and rng.random() < self.slow:
+                delay = rng.uniform(0.02, 2.0)
+            self.at(self.time + delay, lambda: self._deliver(message))
+
+    def _deliver(self, message: Message) -> None:
+        if message.kind != HEARTBEAT and message.kind != HEARTBEAT_REPLY:
+            self.events += 1  # as are faults and client requests; ticks, heartbeats and syncs are not counted
+        node = self.nodes.get(message.dst)
+        if node is None or node.engine is None or (message.src, message.dst) in self.cut:
+            return
+        if node.paused_until > self.time:
+            self.at(node.paused_until + self.rng.random() * 1e-3, lambda: self._deliver(message))
+            return
+        node.engine.step(message, node.now())
+        node.flush()
+
+    def run(self) -> None:
+        while self.events < self.limit:
+            self._step()
+        self._settle()
+
+    def _step(self) -> None:
+        when, _, action = heapq.heappop(self._queue)
+        self.time = max(self.time, when)
+        action()
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+
+    def leader(self) -> Node | None:
+        leading = [
+            node
+            for node in self.nodes.values()
+            if node.group is not None and node.group.raft is not None and node.group.raft.role is Role.LEADER
+            and node.paused_until <= self.time
+        ]  # fmt: skip
+        return self.rng.choice(leading) if leading else None
+
+    def _client(self) -> None:
+        if self.calm:
+            return
+        self.events += 1
+        self.at(self.time + self.rng.expovariate(1 / 0.08), self._client)
+        node = self.leader()
+        if node is None or node.engine is None or node.group is None or node.group.raft is None:
+            return
+        now = node.now()
+        if node.group.raft.lease_valid(now) and node.machine.index < self.truth.acked_top:
+            raise Violation(
+                f"stale lease read: node {node.number} at {node.machine.index}, acknowledged {self.truth.acked_top}"
+            )
+        try:
+            if self.rng.random() < 0.3:
+                node.engine.read(GROUP, ("read", self.truth.acked_top), now)
+            for _ in range(self.rng.choice((1, 1, 5))):
+                self.propose(node)
+        except NotLeader:
+            pass
+        node.flush()
+
+    def propose(self, node: Node) -> bytes:
+        assert node.engine is not None and node.group is not None
+        self.commands += 1
+        header = b"c%d" % self.commands
+        node.engine.propose(node.group, header, bytes(self.rng.randrange(self.big + 1)), ("propose", header))
+        return header
+
+    # --- faults ----------------------------------------------------------------------------------------------------
+
+    def _fault(self) -> None:
+        if self.calm:
+            return
+        self.events += 1
+        self.at(self.time + self.rng.expovariate(1 / 0.15), self._fault)
+        rng = self.rng
+        node = rng.choice(list(self.nodes.values()))
+        leader = self.leader()
+        if leader is not None and rng.random() < 0.4:
+            node = leader
+        fault = rng.choice(
+            ("crash", "crash", "cut", "cut", "one-way", "heal", "heal", "pause", "members", "members", "transfer",
+             "checkpoint", "checkpoint", "checkpoint", "everything", "resign", "wipe", "hint")
+        )  # fmt: skip
+        if fault == "crash":
+            self._crash(node)
+        elif fault == "everything" and rng.random() < 0.3:
+            for each in self.nodes.values():
+                self._crash(each)
+        elif fault == "cut":
+            for other in self.nodes:
+                if rng.random() < 0.6:
+                    self.cut |= {(node.number, other), (other, node.number)}
+        elif fault == "one-way":
+            for other in self.nodes:
+                if rng.random() < 0.6:
+                    self.cut.add((node.number, other) if rng.random() < 0.5 else (other, node.number))
+        elif fault == "heal":
+            self.cut.clear()
+        elif fault == "pause":
+            node.paused_until = self.time + rng.choice((0.3, 1.0, 3.0)) * rng.random()
+        elif fault == "checkpoint":
+            if node.engine is not None and node.paused_until <= self.time:
+                node.checkpoint()
+                node.flush()
+        elif node.group is None or node.group.raft is None or node.paused_until > self.time:
+            return
+        elif fault == "members":
+            voters = tuple(sorted(rng.sample(sorted(self.nodes), len(self.members))))
+            try:
+                node.group.raft.change_members(voters, node.now())
+            except (NotLeader, FailedPrecondition):
+                return
+            self._touched(node)
+        elif fault == "transfer":
+            try:
+                node.group.raft.transfer(rng.choice(sorted(self.nodes)), node.now())
+            except (NotLeader, FailedPrecondition):
+                return
+            self._touched(node)
+        elif fault == "resign" and rng.random() < 0.3:
+            node.group.raft.resign(node.now())
+            self._touched(node)
+        elif fault == "hint":
+            node.group.raft.leader_lost(node.now(), dead=False)
+            self._touched(node)
+        elif fault == "wipe":
+            self._wipe(node)
+
+    def _touched(self, node: Node) -> None:
+        assert node.engine is not None and node.group is not None
+        node.engine.mark(node.group)
+        node.flush()
+
+    def _crash(self, node: Node) -> None:
+        if node.engine is None:
+            return
+        node.crash()
+        self.at(self.time + self.rng.choice((0.05, 0.5, 2.0)) * self.rng.random(), lambda: self._restart(node))
+
+    def _restart(self, node: Node) -> None:
+        if node.engine is None:
+            node.start(self.initial)
+
+    def _wipe(self, node: Node) -> None:
+        """A replica that the committed membership no longer has is removed, and may come back empty."""
+        engine, leader = node.engine, self.leader()
+        if engine is None or leader is None or leader.group is None or leader.group.raft is None:
+            return
+        raft = leader.group.raft
+        if (
+            raft.config_index > raft.commit
+            or raft.commit < self.truth.top
+            or raft.change == "running"
+            or node.number in raft.membership.members
+            or (node.group is not None and node.group.installing)
+        ):
+            return
+
+        def removed() -> None:
+            self.at(self.time, fresh)
+
+        def fresh() -> None:
+            if node.engine is engine and GROUP not in engine.groups:
+                others = tuple(number for number in self.members if number != node.number)
+                engine.add_group(GROUP, node.machine, Membership(voters=others), node.now())
+                node.seen = Seen()
+                node.flush()
+
+        engine.remove_group(GROUP, removed)
+        node.machine.durable = (0, 0)
+        node.machine.crash()
+        node.flush()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Without faults the group must come to rest with everything acknowledged in every member."""
+        self.calm = True
+        self.cut.clear()
+        for node in self.nodes.values():
+            node.paused_until = min(node.paused_until, self.time)
+            self._restart(node)
+        last = b""
+        deadline = self.time + 60
+        quiet_from = self.time + 4.0
+        while self.time < deadline:
+            self._step()
+            if self.time < quiet_from:
+                continue
+            leader = self.leader()
+            if leader is None or leader.group is None or leader.group.raft is None:
+                continue
+            if not last or last not in self.truth.acked.values():
+                quiet_from = self.time + 0.3
+                try:
+                    last = self.propose(leader)
+                except NotLeader:
+                    continue
+                leader.flush()
+                continue
+            if self._equal(leader.group.raft):
+                break
+        else:
+            raise Violation("liveness: 60 s without faults, and the members have not become equal")
+        for index, header in self.truth.acked.items():
+            if self.truth.applied.get(index, (0, b""))[1] != header:
+                raise Violation(f"acknowledged command {header!r} at {index} is lost")
+
+    def _equal(self, raft: Any) -> bool:
+        top = self.truth.acked_top
+        for number in raft.membership.voters:
+            node = self.nodes[number]
+            if node.machine.index < top or self.truth.digests.get(node.machine.index) != node.machine.digest:
+                return False
+        return bool(raft.change != "running" and not raft.membership.outgoing)
+
+
+def run(seed: int, *, events: int = 500) -> Simulation:
+    """One life of a group of 3 or 5 members; raises Violation naming the seed."""
+    members = 3 if seed % 2 else 5
+    simulation = Simulation(seed, members, events)
+    try:
+        simulation.run()
+    except Exception as error:
+        raise Violation(f"seed {seed}, at {simulation.time:.3f} s: {type(error).__name__}: {error}") from error
+    return simulation
