@@ -1,0 +1,3 @@
+from e2e.mainjob.cli import main
+
+main()
