@@ -16,7 +16,7 @@ import msgspec
 from curve_storage.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
 from curve_storage.mds import placement
 from curve_storage.mds.core import DEFAULT_POOLSET, Core
-from curve_storage.mds.monitor import Disk, Online
+from curve_storage.mds.monitor import Beat, Disk, Online
 from curve_storage.mds.picture import PENDING, READWRITE, RETIRED
 from curve_storage.mds.records import ChunkServerRecord, CopysetRecord, PoolRecord
 from curve_storage.mds.store import MAX_CHANGES
@@ -93,7 +93,14 @@ class Topology:
             else:
                 record = await self._returning(self._core.tables.chunkservers[known], wish)
             await self._take_address(record)
+            self._heard_of(record)
             return record
+
+    def _heard_of(self, record: ChunkServerRecord) -> None:
+        """A registration is a sign of life: a pool can be made at once, without waiting for the first heartbeat."""
+        state = self._core.monitor.servers.get(record.id)
+        beat = state.beat if state is not None else Beat(capacity=record.capacity, version=record.version)
+        self._core.monitor.beat(record.id, beat, self._core.clock.monotonic(), self._core.clock.wall())
 
     async def _new(self, wish: Registration) -> ChunkServerRecord:
         record = ChunkServerRecord(

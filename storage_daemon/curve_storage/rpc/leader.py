@@ -132,13 +132,14 @@ class _Method:
         deadline = loop.time() + limit
         request_id = str(get_contextvars().get("request_id") or secrets.token_hex(8))
         errors: dict[str, CurveError] = {}
+        refusal: CurveError | None = None  # the leader's own "not now", which says more than any connection's failure
         pause = _FIRST_PAUSE
         hops = 0
         address = group.current
         while True:
             remaining = deadline - loop.time()
             if remaining < _LEAST_ATTEMPT and errors:
-                raise self._give_up(errors, limit)
+                raise refusal or self._give_up(errors, limit)
             try:
                 reply = await self._attempt(address, request, max(remaining, _LEAST_ATTEMPT), request_id)
             except NotLeader as error:
@@ -150,10 +151,13 @@ class _Method:
                     continue
             except Unavailable as error:
                 errors[address] = error
+                if error.where != f"MDS {address}":
+                    refusal = error
             except DeadlineExceeded as error:
+                group.current = group.after(address)  # it may be paused: the next call begins elsewhere
                 if errors and loop.time() >= deadline - _LEAST_ATTEMPT:
                     errors[address] = error
-                    raise self._give_up(errors, limit) from error
+                    raise refusal or self._give_up(errors, limit) from error
                 raise
             else:
                 group.current = address
@@ -164,7 +168,7 @@ class _Method:
                 hops = 0
                 rest = deadline - loop.time()
                 if rest <= _LEAST_ATTEMPT:
-                    raise self._give_up(errors, limit)
+                    raise refusal or self._give_up(errors, limit)
                 await asyncio.sleep(min(rest, pause * random.uniform(0.5, 1.0)))
                 pause = min(_LAST_PAUSE, pause * 2)
 
