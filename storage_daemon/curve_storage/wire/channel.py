@@ -70,7 +70,7 @@ class _Link(FrameConnection):
 
     def violated(self, error: CurveError, request_id: int, kind: int) -> None:
         log.warning("protocol violation by the server", address=self._channel.address, error=str(error))
-        self.error = error
+        self.error = error if error.retryable else Unavailable(f"the server broke the protocol: {error.what}")
         if self.transport is not None:
             self.transport.abort()
 
@@ -128,14 +128,18 @@ class _Connector:
                 token = self._token()
                 if token is not self._sent_token and token != self._sent_token:
                     self._hello(link, token)
-            link.send(kind, 0, 0, request_id, meta, payload)
-        else:
-            error = self._begin_connecting()
-            size = len(meta) + _size(payload)
-            if error is None and self._waiting_bytes + size > _MAX_QUEUED:
-                error = self._overloaded()
-            if error is not None:
+            try:
+                link.send(kind, 0, 0, request_id, meta, payload)
+            except InvalidArgument as error:
                 future.set_exception(error)
+                return future
+        else:
+            refusal = self._begin_connecting()
+            size = len(meta) + _size(payload)
+            if refusal is None and self._waiting_bytes + size > _MAX_QUEUED:
+                refusal = self._overloaded()
+            if refusal is not None:
+                future.set_exception(refusal)
                 return future
             self._waiting[request_id] = (kind, meta, payload)
             self._waiting_bytes += size
@@ -230,7 +234,12 @@ class _Connector:
         waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
         for request_id, (kind, meta, payload) in waiting.items():
             if request_id in self.pending:
-                link.send(kind, 0, 0, request_id, meta, payload)
+                try:
+                    link.send(kind, 0, 0, request_id, meta, payload)
+                except InvalidArgument as error:
+                    future, _deadline = self.pending.pop(request_id)
+                    if not future.done():
+                        future.set_exception(error)
 
     def _hello(self, link: _Link, token: bytes) -> None:
         self._sent_token = token
@@ -347,6 +356,8 @@ class Channel:
 
     def post(self, type: int, meta: Buffer, payload: Buffer | Sequence[Buffer] = b"") -> bool:
         """One-way. False when it was not sent: not connected (yet), or the peer reads too slowly.
+
+        Raises InvalidArgument when it is over the size limit of its type.
 
         All one-way messages of a channel use its first connection: they arrive in order."""
         return self._connectors[0].post(type, meta, payload)

@@ -33,6 +33,9 @@ class MessageType(IntEnum):
     SNAPSHOT_COMMIT = 51
 
 
+ONE_WAY: frozenset[int] = frozenset({MessageType.RAFT_BATCH})
+"""Never answered: the server refuses them as requests that wait for a reply."""
+
 MAX_META: dict[int, int] = {
     MessageType.RAFT_BATCH: 4 * MiB,
     MessageType.DELETE_VOLUME: 4 * MiB,

@@ -14,7 +14,7 @@ from typing import cast
 
 from crc32c import crc32c
 
-from curve_storage.errors import CurveError, InvalidArgument
+from curve_storage.errors import CurveError, InvalidArgument, Unauthenticated, Unavailable, Unimplemented
 from curve_storage.units import KiB, MiB
 from curve_storage.wire.buffers import BufferPool
 from curve_storage.wire.frame import (
@@ -27,6 +27,7 @@ from curve_storage.wire.frame import (
     PREFIX_SIZE,
     VERSION,
     Buffer,
+    limits,
 )
 from curve_storage.wire.messages import DEFAULT_MAX_META
 
@@ -80,7 +81,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         raise NotImplementedError
 
     def violated(self, error: CurveError, request_id: int, kind: int) -> None:
-        """The peer broke the protocol; the stream cannot be trusted any more and must be closed."""
+        """The peer broke the protocol: close. request_id 0: the frame is damaged, it cannot be told whose it was."""
         raise NotImplementedError
 
     def closed(self, error: Exception | None) -> None:
@@ -149,7 +150,7 @@ class FrameConnection(asyncio.BufferedProtocol):
                 or meta_length > allowed[0]
                 or payload_length > allowed[1]
             ):
-                self._violation(header)
+                self._violation(header, start, end)
                 return
             body = start + HEADER_SIZE
             data = body + meta_length
@@ -166,7 +167,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             else:
                 meta = b""
             if checksum != crc:
-                self._bad_checksum(header)
+                self._bad_checksum()
                 return
             stop = data + payload_length
             if stop <= end:
@@ -197,7 +198,7 @@ class FrameConnection(asyncio.BufferedProtocol):
 
     def _receive_large_meta(self, header: Header) -> None:
         if not self.may_allocate(header[3]):
-            self._bad(header, "a request of this size before HELLO", "Present a token first")
+            self.bad(Unauthenticated("a request of this size before HELLO", todo="Present a token first"))
             return
         meta = bytearray(header[6])
         view = memoryview(meta)
@@ -226,7 +227,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         assert meta is not None
         if self._body is None:  # the meta is complete, the payload has not begun
             if crc32c(meta, crc32c(self._prefix)) != header[8]:
-                self._bad_checksum(header)
+                self._bad_checksum()
                 return
             admitted = self.admit(header[3], header[2], header[5], header[6], header[7])
             if self.broken:
@@ -248,39 +249,46 @@ class FrameConnection(asyncio.BufferedProtocol):
 
     # ---- violations
 
-    def _violation(self, header: Header) -> None:
-        magic, version, _flags, kind, _status, _request_id, meta_length, payload_length, _crc = header
+    def _violation(self, header: Header, start: int, end: int) -> None:
+        magic, version, _flags, kind, _status, request_id, meta_length, payload_length, crc = header
+        upgrade = "Upgrade the older of the two programs"
         if magic != MAGIC:
-            self._bad(header, f"not a Curve frame (magic {magic:#06x})", "Check that the port is a Curve data port")
-        elif version != VERSION:
-            self._bad(
-                header,
-                f"protocol version {version}, this side speaks {VERSION}",
-                "Upgrade the older of the two programs",
+            self.bad(
+                Unavailable(f"not a Curve frame (magic {magic:#06x})", todo="Check that this is a Curve data port")
             )
-        elif kind not in self.limits:
-            self._bad(header, f"unknown message type {kind}", "Upgrade the older of the two programs")
+            return
+        if version != VERSION:
+            self.bad(Unavailable(f"protocol version {version}, this side speaks {VERSION}", todo=upgrade))
+            return
+        error: CurveError
+        if kind not in self.limits:
+            error = Unimplemented(f"unknown message type {kind}", todo=upgrade)
         else:
             allowed = self.limits[kind]
-            self._bad(
-                header,
+            error = InvalidArgument(
                 f"type {kind} with {meta_length} bytes of meta and {payload_length} of payload is over the limit "
                 f"of {allowed[0]} and {allowed[1]}",
-                "Split the request",
+                todo="Split the request",
             )
+        # Only a header that is intact tells whose request this was; a damaged one is a fault of the connection.
+        body = start + HEADER_SIZE
+        if end - body >= meta_length:
+            intact = (
+                crc32c(self._view[body : body + meta_length], crc32c(self._view[start : start + PREFIX_SIZE])) == crc
+            )
+            if intact:
+                self.bad(error, request_id, kind)
+                return
+        self.bad(Unavailable(error.what, todo=error.todo))
 
-    def _bad_checksum(self, header: Header) -> None:
-        self._bad(header, "checksum of header and meta does not match", "Check the network between the two hosts")
+    def _bad_checksum(self) -> None:
+        todo = "Check the network between the two hosts"
+        self.bad(Unavailable("checksum of header and meta does not match", todo=todo))
 
-    def _bad(self, header: Header, what: str, todo: str) -> None:
+    def bad(self, error: CurveError, request_id: int = 0, kind: int = 0) -> None:
         self.broken = True
-        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
-        trusted = header[0] == MAGIC and header[1] == VERSION
-        self.violated(
-            InvalidArgument(what, where=_printable(peer), todo=todo),
-            header[5] if trusted else 0,
-            header[3] if trusted else 0,
-        )
+        error.where = _printable(self.transport.get_extra_info("peername")) if self.transport is not None else ""
+        self.violated(error, request_id, kind)
 
     # ---- sending
 
@@ -293,7 +301,9 @@ class FrameConnection(asyncio.BufferedProtocol):
         meta: Buffer,
         payload: Buffer | Sequence[Buffer],
     ) -> int:
-        """Queues one frame; returns its size in bytes. Payload memory must stay unchanged until it is on its way."""
+        """Queues one frame; returns its size in bytes. Payload memory must stay unchanged until it is on its way.
+
+        Raises InvalidArgument when it is larger than what the peer accepts."""
         out = self._out
         if isinstance(payload, (bytes, bytearray, memoryview)):
             length = len(payload)
@@ -301,6 +311,13 @@ class FrameConnection(asyncio.BufferedProtocol):
         else:
             length = sum([len(piece) for piece in payload])
             pieces = payload
+        allowed = KNOWN_LIMITS.get(kind) or limits(kind)
+        if len(meta) > allowed[0] or length > allowed[1]:
+            raise InvalidArgument(
+                f"type {kind} with {len(meta)} bytes of meta and {length} of payload is over the limit of "
+                f"{allowed[0]} and {allowed[1]}",
+                todo="Split the request",
+            )
         # frame.head(), inlined: this is the hottest path of a client
         prefix = PREFIX.pack(MAGIC, VERSION, flags, kind, status, request_id, len(meta), length)
         if meta:

@@ -31,7 +31,7 @@ from curve_storage.errors import (
 from curve_storage.telemetry import logs
 from curve_storage.units import MiB
 from curve_storage.wire.frame import KNOWN_LIMITS, ONEWAY, REPLY, Buffer, limits
-from curve_storage.wire.messages import MessageType
+from curve_storage.wire.messages import ONE_WAY, MessageType
 from curve_storage.wire.receiver import FrameConnection, _printable
 from curve_storage.wire.status import encode_error, status_of
 from curve_storage.wire.tls import TlsContexts
@@ -93,7 +93,10 @@ class Request:
         server.inflight -= 1
         server.inflight_bytes -= len(self.payload)
         if connection.transport is not None:
-            connection.send(self.type, REPLY, 0, self._id, meta, payload)
+            try:
+                connection.send(self.type, REPLY, 0, self._id, meta, payload)
+            except InvalidArgument as error:
+                connection.refuse(self.type, self._id, Internal(f"the reply is too large: {error.what}"))
 
     def fail(self, error: CurveError) -> None:
         if self._answered:
@@ -157,7 +160,7 @@ class ServerConnection(FrameConnection):
     def admit(self, kind: int, flags: int, request_id: int, meta_length: int, payload_length: int) -> bool:
         server = self.server
         if flags & ~ONEWAY:
-            self._bad_flags(flags, request_id, kind)
+            self.bad(InvalidArgument(f"a request with flags {flags:#x}", todo="Upgrade the client"), request_id, kind)
             return False
         if kind in _OPEN_TO_ALL:
             return True
@@ -177,6 +180,8 @@ class ServerConnection(FrameConnection):
                 )
             elif oneway:
                 return True
+            elif kind in ONE_WAY:
+                error = InvalidArgument(f"message type {kind} is one-way", todo="Post it instead of calling")
             elif server.inflight >= server.max_inflight or (
                 server.inflight_bytes + payload_length > server.max_inflight_bytes and server.inflight
             ):
@@ -208,14 +213,13 @@ class ServerConnection(FrameConnection):
         except CurveError as error:
             if not request.answered:
                 request.fail(error)
+        except STRUCTURE_ERRORS as error:
+            if not request.answered:
+                request.fail(InvalidArgument(f"malformed meta of message type {kind}: {error}"))
         except Exception as error:
             log.exception("handler failed", type=kind, peer=self.peer)
             if not request.answered:
-                request.fail(
-                    InvalidArgument(f"malformed meta of message type {kind}: {error}")
-                    if isinstance(error, STRUCTURE_ERRORS)
-                    else Internal(f"{type(error).__name__}: {error}", todo="See this daemon's log")
-                )
+                request.fail(Internal(f"{type(error).__name__}: {error}", todo="See this daemon's log"))
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.expires and self.server.clock.wall() >= self.expires:
@@ -227,12 +231,9 @@ class ServerConnection(FrameConnection):
             self.send(kind, REPLY, status_of(error), request_id, encode_error(error), b"")
 
     def violated(self, error: CurveError, request_id: int, kind: int) -> None:
-        log.warning("protocol violation", peer=self.peer, error=str(error))
+        self.server.complain("protocol violation", self, error)
         self.server.violations += 1
-        # Request id 0: about the connection; the frame's own id cannot be trusted.
         self.refuse(kind, request_id, error)
-        if request_id:
-            self.refuse(kind, 0, error)
         self.close()
 
     def close(self) -> None:
@@ -256,7 +257,7 @@ class ServerConnection(FrameConnection):
             try:
                 self.identity = verifier.verify(hello.token)
             except CurveError as error:
-                log.warning("token refused", peer=self.peer, client=self.client, error=str(error))
+                self.server.complain("token refused", self, error)
                 self._close_door(error)
                 self.refuse(_HELLO, request_id, error)
                 return
@@ -269,14 +270,6 @@ class ServerConnection(FrameConnection):
         self.identity = None
         self.expires = 0.0
         self._refusal = why
-
-    def _bad_flags(self, flags: int, request_id: int, kind: int) -> None:
-        self.broken = True
-        self.violated(
-            InvalidArgument(f"a request with flags {flags:#x}", where=self.peer, todo="Upgrade the client"),
-            request_id,
-            kind,
-        )
 
     def _release_reserved(self) -> None:
         if self._reserved:
@@ -312,6 +305,8 @@ class Server:
         self.violations = 0
         self.routes: dict[int, _Route] = {}
         self.limits: dict[int, tuple[int, int]] = dict(KNOWN_LIMITS)
+        self._logged = 0.0
+        self._unlogged = 0
         self._tls = tls
         self._max_connections = max_connections
         self._hello_timeout = hello_timeout
@@ -371,6 +366,14 @@ class Server:
         if len(self._connections) > self._max_connections:
             connection.refuse(_HELLO, 0, Overloaded("too many connections", todo="Close unused clients"))
             connection.close()
+
+    def complain(self, event: str, connection: ServerConnection, error: CurveError) -> None:
+        """Logs what a peer did wrong, at most once a second: peers must not be able to fill the log."""
+        now = self.clock.monotonic()
+        self._unlogged += 1
+        if now - self._logged >= 1.0:
+            log.warning(event, peer=connection.peer, client=connection.client, error=str(error), count=self._unlogged)
+            self._logged, self._unlogged = now, 0
 
     def disconnected(self, connection: ServerConnection) -> None:
         self._connections.discard(connection)
