@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from curve_storage.attach import nbd_protocol as nbd
 from curve_storage.attach.device import BlockDevice, Buffer
@@ -132,10 +133,9 @@ class _Connection(asyncio.BufferedProtocol):
     # -- transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_MAX_BYTES)
-        transport.write(self._negotiation.greeting)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        self._transport.set_write_buffer_limits(high=_MAX_BYTES)
+        self._transport.write(self._negotiation.greeting)
         self._server.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -112,6 +112,20 @@ class Node:
                         found.append(int(entry.name))
         return found
 
+    def http_addresses(self) -> list[str]:
+        """host:port that the host listens on."""
+        assert self.host is not None
+        inodes = set()
+        for entry in Path(f"/proc/{self.host.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+        found = []
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.append(f"127.0.0.1:{int(fields[1].split(':')[1], 16)}")
+        return found
+
     # -- calls
 
     def call(self, method: str, request: Any, timeout: float = PATIENCE) -> Any:
