@@ -6,10 +6,8 @@ or is not ready in time; 5 refused in the present state (in use, fenced, exists 
 
 from __future__ import annotations
 
-import os
 import sys
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -65,24 +63,14 @@ def report(error: CurveError) -> None:
 
 
 def main() -> None:
-    """Entry point of the program."""
+    """Entry point of the program. Wrong usage is reported by typer itself, with status 2."""
     try:
-        status = app(standalone_mode=False)
+        app()
     except CurveError as error:
         report(error)
-        status = exit_status(error)
-    except click.exceptions.Abort:
-        status = 130
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
+        sys.exit(exit_status(error))
     except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:
-        # The reader of our output has gone; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    sys.exit(status if isinstance(status, int) else 0)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from curve_storage.cli.playground.layout import (
     Program,
     choose_ports,
     find_etcd,
+    kind_of,
     names,
 )
 from curve_storage.cli.playground.processes import MARK, Identity, Usage, alive, end, marked, send, spawn, usage
@@ -162,7 +163,7 @@ class Playground:
     def _prepare(self, options: PlaygroundOptions) -> Layout:
         known = state.load(self.directory)
         if known is None:
-            count = options.chunkservers or 3
+            count = 3 if options.chunkservers is None else options.chunkservers
             size = DEFAULT_POOL_SIZE if options.pool_size is None else options.pool_size
             _check_shape(count, size)
             wanted = options.volumehost if options.volumehost is not None else os.geteuid() == 0
@@ -385,10 +386,10 @@ class Playground:
             left += end([host])  # first: it would replace the data processes
         left += end(data)
         kinds: dict[str, list[Identity]] = {}
-        for program in layout.programs().values():
-            known = layout.state.identity(program.name)
+        for name in layout.state.processes:
+            known = layout.state.identity(name)
             if known is not None:
-                kinds.setdefault(program.kind, []).append(known)
+                kinds.setdefault(kind_of(name), []).append(known)
         for kind in ("keeper", "chunkserver", "mds", "etcd"):
             left += end(kinds.get(kind, []))
         left += end(marked(layout.state.mark))

@@ -30,12 +30,14 @@ _NEEDED_SOCKET = "volumehost/volumes/1000000/control.sock.new"
 
 @dataclass(frozen=True)
 class Program:
-    """One process. requires: names that must run before it is of any use, for the order of stopping."""
-
     name: str
     argv: list[str]
     log: Path
-    kind: str
+
+
+def kind_of(name: str) -> str:
+    """mds2 → mds"""
+    return name.rstrip("0123456789")
 
 
 def find_etcd() -> str:
@@ -154,8 +156,7 @@ class Layout:
         """By name, in the order of starting."""
         found: dict[str, Program] = {}
         for name in names(self.state):
-            kind = name.rstrip("0123456789")
-            found[name] = Program(name, self._argv(name, kind), self.logs / f"{name}.log", kind)
+            found[name] = Program(name, self._argv(name, kind_of(name)), self.logs / f"{name}.log")
         return found
 
     def _argv(self, name: str, kind: str) -> list[str]:
