@@ -34,10 +34,15 @@ class OpenFiles:
         return len(self._queue)
 
     def opened(self, directory: ChunkDirectory, chunk: ChunkFile) -> None:
+        self.trim()
+        # Only now: the caller is about to use (and perhaps change) it.
         self._queue.append((directory, chunk))
-        for _ in range(_SCAN):
-            if len(self._queue) <= self._limit:
-                return
+
+    def trim(self) -> None:
+        """Closes some of what is beyond the limit; also called after checkpoints, when nothing is changed any more."""
+        for _ in range(min(_SCAN, len(self._queue))):
+            if len(self._queue) < self._limit:
+                break
             owner, oldest = self._queue.popleft()
             if oldest.stale:
                 continue

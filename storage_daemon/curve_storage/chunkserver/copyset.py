@@ -86,6 +86,7 @@ class Copyset:
         self.applied = 0
         self.applied_term = 0
         self._durable = 0
+        self._emptied: set[int] = set()
         self._checkpointing = asyncio.Lock()
         self.load()
 
@@ -97,6 +98,7 @@ class Copyset:
             )
         self.chunks.close_all()
         self.chunks.load(meta)
+        self._emptied.clear()
         self.writers.restore(meta.writers)
         self.applied = self._durable = meta.index
         self.applied_term = meta.term
@@ -154,8 +156,18 @@ class Copyset:
         if chunk is not None:
             chunk.discard(meta.offset, meta.length)
             if chunk.blank:
-                self.chunks.delete(meta.chunk)
+                # Freed by the next checkpoint. Not here: a file of the same name made in the same interval could not
+                # be told from this one after a crash.
+                self._emptied.add(meta.chunk)
         return None
+
+    def _still_empty(self) -> set[int]:
+        found = set()
+        for number in self._emptied:
+            chunk = self.chunks.get(number)
+            if chunk is not None and chunk.blank:
+                found.add(number)
+        return found
 
     def _refusal(self, verdict: Verdict, volume: int) -> CurveError | None:
         if verdict is Verdict.ALREADY_APPLIED:
@@ -206,12 +218,13 @@ class Copyset:
     # ---- checkpoint
 
     def describe(self) -> CopysetMeta:
-        """The state as of `applied`, without the chunks' content."""
+        """The state as of `applied`, without the chunks' content (and without those that have none)."""
+        empty = self._still_empty()
         return CopysetMeta(
             group=self.group,
             index=self.applied,
             term=self.applied_term,
-            chunks=self.chunks.with_files(),
+            chunks=[number for number in self.chunks.with_files() if number not in empty],
             hollow=sorted(self.chunks.hollow),
             writers=self.writers.dump(),
         )
@@ -236,6 +249,11 @@ class Copyset:
                     continue
                 self.around.space.available()
                 self._durable = max(self._durable, meta.index)
+                listed = set(meta.chunks)
+                for number in self._still_empty() - listed:
+                    self.chunks.delete(number)
+                self._emptied = self._still_empty()
+                self.around.files.trim()
                 return meta.index
 
     async def _save(self, meta: CopysetMeta, dirty: list[ChunkFile]) -> None:

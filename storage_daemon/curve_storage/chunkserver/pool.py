@@ -33,6 +33,7 @@ from curve_storage.units import MiB, format_size
 
 _FORMAT_BATCH = 8
 _STAGE_NOW = 8
+_PATIENCE = 1.0  # seconds that taking a file may wait for the worker
 _RETRY = 10.0  # seconds between attempts to format when the file system is full
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -159,7 +160,7 @@ class ChunkPool:
 
     def take(self, destination: Path) -> None:
         """Moves a blank file to `destination` (its directory is synced by the next checkpoint). Raises NoSpace."""
-        if not self._ready:
+        while not self._ready:
             self._stage_now()
         name = self._ready.popleft()
         os.rename(self._directories["ready"] / name, destination)
@@ -168,6 +169,20 @@ class ChunkPool:
             self._wake.set()
 
     def _stage_now(self) -> None:
+        """The worker has not kept up: waits for what it has in hand, or cleans some files here. Raises NoSpace."""
+        patience = time.monotonic() + _PATIENCE
+        while not self._clean and not self._new:
+            if self._ready:
+                return
+            if self._clean_some(_STAGE_NOW):
+                continue
+            if not self._in_hand or time.monotonic() > patience:
+                raise NoSpace(
+                    f"no free chunk: {self._message}" if self._message else "no free chunk is left in the pool",
+                    where=str(self._root),
+                    todo="Delete volumes, enlarge pool.size, or add chunkservers",
+                )
+            time.sleep(0.002)
         staged: list[str] = []
         while len(staged) < _STAGE_NOW:
             source, queue = ("clean", self._clean) if self._clean else ("new", self._new)
@@ -177,12 +192,6 @@ class ChunkPool:
                 break
             os.rename(self._directories[source] / name, self._directories["ready"] / name)
             staged.append(name)
-        if not staged:
-            raise NoSpace(
-                "no free chunk is left in the pool" if not self._message else f"no free chunk: {self._message}",
-                where=str(self._root),
-                todo="Delete volumes, enlarge pool.size, or add chunkservers",
-            )
         fsync_directory(self._directories["ready"])
         self._ready.extend(staged)
 
@@ -212,11 +221,16 @@ class ChunkPool:
         """One piece of the worker's work, the most urgent first; False when there is nothing to do. Raises OSError."""
         return self._clean_some() or self._format_some(first=True) or self._stage_some() or self._format_some()
 
-    def _clean_some(self) -> bool:
-        batch = [self._dirty.popleft() for _ in range(min(64, len(self._dirty)))]
+    def _clean_some(self, most: int = 32) -> bool:
+        batch: list[str] = []
+        try:
+            while len(batch) < most:
+                batch.append(self._dirty.popleft())
+                self._in_hand += 1
+        except IndexError:
+            pass
         if not batch:
             return False
-        self._in_hand += len(batch)
         # The move out of the copyset first, or a crash could show the copyset a blanked chunk.
         fsync_directory(self._directories["dirty"])
         cleaned = []
