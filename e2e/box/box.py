@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curve_storage.errors import Aborted, DeadlineExceeded, FailedPrecondition, NotFound
-from e2e.box import cgroups, control_plane, images, machine, network, packages, pki
+from e2e.box import cgroups, control_plane, dockerfile, images, machine, network, packages, pki
 from e2e.box.command import Argument, CommandFailed, run
 from e2e.box.control import Control, start_supervisor
 from e2e.box.gobuild import GoBuilder
@@ -173,7 +173,7 @@ class Box:
     def _archives(self, product: bool) -> list[Archive]:
         archives = images.go_archives(self._given, self._progress)
         if product:
-            raise NotImplementedError
+            archives += dockerfile.archives(self._given, self._progress)
         return archives
 
     def _remove_leftovers(self, state: State | None) -> None:

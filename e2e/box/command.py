@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from curve_storage.errors import CurveError, FailedPrecondition
@@ -61,6 +61,48 @@ def run(
     if done.returncode != 0:
         raise failure(words, done.returncode, done.stderr + done.stdout, todo)
     return done.stdout
+
+
+def stream(
+    arguments: Sequence[Argument],
+    line: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
+    """Runs a long program and gives each line of its output and errors to `line` as it comes; returns them all.
+
+    The program is ended when this process is interrupted. Raises as `run` does, without a time limit.
+    """
+    words = [str(word) for word in arguments]
+    output: list[str] = []
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env} if env else None,
+            cwd=cwd,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise FailedPrecondition(
+            "the program is not installed", where=words[0], todo="Run `python -m e2e.box packages`."
+        ) from error
+    with process:
+        assert process.stdout is not None
+        try:
+            for text in process.stdout:
+                output.append(text)
+                line(text)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode != 0:
+        raise failure(words, process.returncode, "".join(output))
+    return "".join(output)
 
 
 def failure(words: Sequence[str], returncode: int, output: str, todo: str = "") -> CommandFailed:

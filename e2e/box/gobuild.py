@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curve_storage.errors import FailedPrecondition, InvalidArgument, Unavailable
-from e2e.box.command import failure, run
+from e2e.box.command import CommandFailed, run, stream
 from e2e.box.places import PROGRAM_SOURCES, Places
 from e2e.box.progress import Progress, Step
 
@@ -251,38 +250,26 @@ class GoBuilder:
         """Runs go and shows how far it is; returns the number of lines on standard output or, of a build, of
         packages.
         """
-        command = ["go", *words]
-        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
-        downloads, packages, output = 0, 0, []
-        with subprocess.Popen(
-            command,
-            cwd=self._sources / module,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as process:
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    if line.startswith("go: downloading"):
-                        downloads += 1
-                        step.detail = f"{downloads} modules fetched"
-                    elif re.fullmatch(r"[\w./~+-]+\n", line):
-                        packages += 1
-                        if total:
-                            step.detail = f"{packages} packages compiled (of at most {total})"
-                    else:
-                        output.append(line)
-            except BaseException:
-                process.terminate()
+        environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+        downloads = packages = 0
+
+        def note(line: str) -> None:
+            nonlocal downloads, packages
+            if line.startswith("go: downloading"):
+                downloads += 1
+                step.detail = f"{downloads} modules fetched"
+            elif re.fullmatch(r"[\w./~+-]+\n", line):
+                packages += 1
+                if total:
+                    step.detail = f"{packages} packages compiled (of at most {total})"
+
+        try:
+            stream(["go", *words], note, cwd=self._sources / module, env=environment)
+        except CommandFailed as error:
+            if not _UNREACHABLE.search(error.output):
                 raise
-        if process.returncode != 0:
-            text = "".join(output)
-            if _UNREACHABLE.search(text):
-                last = text.strip().splitlines()[-1]
-                raise Unavailable(f"Go modules cannot be fetched: {last}", where=f"module {module}", todo=NO_MODULES)
-            raise failure(command, process.returncode, text)
+            last = error.output.strip().splitlines()[-1]
+            raise Unavailable(
+                f"Go modules cannot be fetched: {last}", where=f"module {module}", todo=NO_MODULES
+            ) from error
         return packages

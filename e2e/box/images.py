@@ -79,12 +79,12 @@ def go_archives(places: Places, progress: Progress, images: Iterable[GoImage] = 
         with progress.step("images of Go programs") as step:
             for image, archive in missing:
                 step.detail = image.name
-                _forget_older(places, image.name)
                 content = {
                     path: places.bin / program if not path.endswith("/") else b"" for path, program in image.files
                 }
                 config = oci.ImageConfig(entrypoint=image.entrypoint)
                 oci.write_archive(archive.path, archive.reference, oci.layer(content), config)
+                forget_older(places, image.name, archive.path)
     return archives
 
 
@@ -96,6 +96,8 @@ def _go_archive(places: Places, image: GoImage) -> Archive:
     return Archive(image.tagged(), key, places.images / f"{image.name}-{key}.tar")
 
 
-def _forget_older(places: Places, name: str) -> None:
+def forget_older(places: Places, name: str, newest: Path) -> None:
+    """Removes the archives of an image that `newest` replaces."""
     for file in places.images.glob(f"{name}-{'[0-9a-f]' * 16}.tar"):
-        file.unlink()
+        if file != newest:
+            file.unlink()
