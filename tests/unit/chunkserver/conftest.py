@@ -83,11 +83,12 @@ class FakeHost:
         else:
             log = self.logs[group]
             log.append((bytes(header), bytes(payload)))
-            machine = self.machines[group]
+            machine, index = self.machines[group], len(log)
 
             def commit() -> None:
+                result = machine.apply(index, 1, log[index - 1][0], memoryview(log[index - 1][1]))
                 if not future.cancelled():
-                    future.set_result(machine.apply(len(log), 1, log[-1][0], memoryview(log[-1][1])))
+                    future.set_result(result)
 
             asyncio.get_running_loop().call_soon(commit)
         return future
