@@ -18,24 +18,27 @@ class SegmentAllocator:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._time: dict[CopysetKey, float] = {}
+        self._now: dict[int, float] = {}  # pool → virtual time of the last pick
 
     def choose(self, weights: Mapping[CopysetKey, float], count: int) -> list[CopysetKey]:
-        """`count` copysets, in the order of the chunks; every weight must be above 0 and there must be one at least."""
-        total = sum(weights.values())
-        now = min((self._time[key] for key in weights if key in self._time), default=0.0)
+        """`count` copysets of one pool, in the order of the chunks; every weight must be above 0, and there must be one
+        at least."""
+        pool = next(iter(weights))[0]
+        mean = sum(weights.values()) / len(weights)
+        now = self._now.get(pool, 0.0)
         heap: list[tuple[float, CopysetKey]] = []
         for key, weight in weights.items():
-            step = total / weight
+            known = self._time.get(key)
             # New ones start at a random point of their period, so that segments do not all begin at the same copyset;
-            # one that was unavailable for long does not make up for it all at once.
-            start = self._time.get(key)
-            heap.append((now + self._rng.random() * step if start is None else max(start, now), key))
+            # one that was unavailable for a while does not make up for it.
+            heap.append((now + self._rng.random() * mean / weight if known is None else max(known, now), key))
         heapq.heapify(heap)
         chosen: list[CopysetKey] = []
         for _ in range(count):
-            at, key = heap[0]
+            now, key = heap[0]
             chosen.append(key)
-            heapq.heapreplace(heap, (at + total / weights[key], key))
+            heapq.heapreplace(heap, (now + mean / weights[key], key))
+        self._now[pool] = now
         for at, key in heap:
             self._time[key] = at
         return chosen

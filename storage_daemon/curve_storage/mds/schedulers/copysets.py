@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from curve_storage.mds.view import Group, Node, Step, StepKind, View
 
@@ -48,6 +48,9 @@ def _balance_pool(view: View, nodes: list[Node], groups: Sequence[Group], tolera
         if group.leader and not group.changing and group.key not in view.steps:
             for member in group.members:
                 on.setdefault(member, []).append(group)
+    emptiest: dict[str, int] = {}
+    for node in nodes:
+        emptiest[node.zone] = min(emptiest.get(node.zone, view.load[node.id]), view.load[node.id])
     leaving = {step.old for step in view.steps.values() if step.kind is StepKind.CHANGE_PEER}
     steps: list[Step] = []
     for source in sorted(nodes, key=lambda n: (-view.load[n.id], n.id)):
@@ -56,21 +59,27 @@ def _balance_pool(view: View, nodes: list[Node], groups: Sequence[Group], tolera
         least = min(view.load[n.id] for n in nodes)
         if view.load[source.id] - least <= spread:
             break
-        step = _move(view, source, on.get(source.id, ()), spread)
+        step = _move(view, source, on.get(source.id, ()), spread, emptiest)
         if step is not None:
             steps.append(view.take(step))
             leaving.add(source.id)
     return steps
 
 
-def _move(view: View, source: Node, groups: Sequence[Group], spread: float) -> Step | None:
-    """The move to the emptiest chunkserver reachable; copysets led by the source go last."""
+def _move(view: View, source: Node, groups: Sequence[Group], spread: float, emptiest: Mapping[str, int]) -> Step | None:
+    """The move to the emptiest chunkserver reachable; copysets led by the source go last. emptiest: the least load of a
+    chunkserver per zone at the beginning of the round, to pass quickly over zones that offer nothing."""
     best: tuple[int, bool, Group, int] | None = None
     floor = view.load[source.id] - spread  # a target must be below this to be worth a move
     for group in groups:
         if group.key in view.steps:
             continue
         remaining = [m for m in group.members if m != source.id]
+        used = {view.nodes[m].zone for m in remaining if m in view.nodes}
+        if not any(
+            least < floor for zone, least in emptiest.items() if zone not in used or group.zones < group.replicas
+        ):
+            continue
         target = view.target_for(group, remaining, below=int(-(-floor // 1)))
         if not target or not _keeps_zones(view, group, source, remaining, target):
             continue

@@ -42,10 +42,10 @@ def _dead(view: View, group: Group, member: int) -> bool:
 def stuck(view: View) -> list[Group]:
     """Damaged copysets that no chunkserver can take, for the health report."""
     found = []
+    free = View(view.nodes, view.groups, per_node=1 << 30)  # a chunkserver that is only busy is not missing
     for group in _damaged(view):
         dead = next(m for m in group.members if _dead(view, group, m))
         remaining = [m for m in group.members if m != dead]
-        free = View(view.nodes, view.groups, per_node=1 << 30)
         if len(group.members) <= group.replicas and not free.target_for(group, remaining):
             found.append(group)
     return found
