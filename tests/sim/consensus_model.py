@@ -51,7 +51,11 @@ class Truth:
             for entry in log.entries[max(start + 1 - log.offset, 0) :]:
                 before = log.term(entry.index - 1)
                 known = self.entries.setdefault((entry.index, entry.term), (entry.kind, entry.header, before))
-                if known[0] != entry.kind or known[1] != entry.header or (known[2] != before and None not in (known[2], before)):
+                if (
+                    known[0] != entry.kind
+                    or known[1] != entry.header
+                    or (known[2] != before and None not in (known[2], before))
+                ):
                     raise Violation(f"log matching: {entry.index}@{entry.term} on node {node} is not what others have")
                 seen.terms[entry.index] = entry.term
             seen.last, seen.last_term = last, log.last_term

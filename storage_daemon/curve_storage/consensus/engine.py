@@ -212,6 +212,33 @@ class Engine:
         found.reads[number] = token
         self.mark(found)
 
+    # --- peers -----------------------------------------------------------------------------------------------------
+
+    def peer_restarted(self, node: int, now: float) -> None:
+        """Its former process is gone for certain: no lease of it is left, and its members remember nothing."""
+        for group in self.groups.values():
+            raft = group.raft
+            if raft is None or node not in raft.membership.members:
+                continue
+            raft.wake(now)
+            if raft.leader == node:
+                raft.leader_lost(now, dead=True)
+            self.mark(group)
+
+    def peer_silent(self, node: int, heard: float, now: float) -> None:
+        """Its process was last heard at `heard`: sleeping groups that it leads watch for themselves again."""
+        for group in self.groups.values():
+            raft = group.raft
+            if raft is not None and raft.hibernating and raft.leader == node:
+                raft.wake(now, heard)
+                self.mark(group)
+
+    def peer_suspected(self, node: int, now: float) -> None:
+        for group in self.groups.values():
+            raft = group.raft
+            if raft is not None and raft.leader == node and not raft.hibernating:
+                raft.leader_lost(now, dead=False)
+
     # --- output ----------------------------------------------------------------------------------------------------
 
     def flush(self, now: float) -> bool:
@@ -314,6 +341,18 @@ class Engine:
         if leads != group.leading:
             group.leading = leads
             group.machine.on_role(bool(leads), change.term)
+
+    def close(self, error: CurveError) -> None:
+        """Fails everything that waits; nothing may be proposed any more."""
+        for group in self.groups.values():
+            tokens = [token for _, _, token in group.pending]
+            tokens += [token for _, _, token in group.queue]
+            tokens += group.reads.values()
+            group.pending.clear()
+            group.queue.clear()
+            group.reads.clear()
+            for token in tokens:
+                self._waiter.failed(token, type(error)(error.what, where=error.where, todo=error.todo))
 
     def _abort(self, group: Group, why: str) -> None:
         where = f"group {group.id}"

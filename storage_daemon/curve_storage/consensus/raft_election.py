@@ -61,11 +61,13 @@ class Elections(Replication):
         self._ack_sent = 0
         self._ack = False
 
-    def await_election(self) -> None:
-        """Restarts the election timer with a new random length."""
+    def await_election(self, *, retry: bool = False) -> None:
+        """Restarts the election timer with a new random length; a candidate tries again sooner."""
         if self.voter:
             base = self.config.election_timeout
-            self.election_at = self.now + base * (1 + self.config.election_spread * self.rng.random())
+            random = self.rng.random()
+            wait = base * (0.15 + 0.3 * random) if retry else base * (1 + self.config.election_spread * random)
+            self.election_at = self.now + wait
         else:
             self.election_at = NEVER
         if self.role is not Role.LEADER:
@@ -119,7 +121,7 @@ class Elections(Replication):
             self._ask_votes()
             return
         self.role = Role.PRE_CANDIDATE
-        self.await_election()
+        self.await_election(retry=True)
         self._ask(PREVOTE, self.term + 1)
         if has_quorum(self.membership, self.granted):
             self._ask_votes()
@@ -131,7 +133,7 @@ class Elections(Replication):
         self._forget_leader()
         self.granted = set()
         self.refused = set()
-        self.await_election()
+        self.await_election(retry=True)
         self._ask(VOTE, self.term)
 
     def _ask(self, kind: int, term: int) -> None:
