@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -130,6 +131,24 @@ class EtcdCluster:
 
     def log(self, member: int) -> str:
         return (self.directory / f"etcd{member}.log").read_text(errors="replace")[-2000:]
+
+    def leader(self) -> int:
+        """The member that leads etcd's own raft group."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for member, port in enumerate(self._client_ports):
+                if self._processes[member] is None:
+                    continue
+                url = f"http://127.0.0.1:{port}/v3/maintenance/status"
+                try:
+                    with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=5) as reply:
+                        status = json.load(reply)
+                except (OSError, urllib.error.URLError):
+                    continue
+                if status.get("leader", "0") == status["header"]["member_id"]:
+                    return member
+            time.sleep(0.05)
+        raise TimeoutError("etcd has no leader")
 
     def alive(self, member: int) -> bool:
         return self._processes[member] is not None
