@@ -1,0 +1,261 @@
+"""Block volumes beside the raw disk they lie on: `python -m bench.block`, or `make bench`. Needs root and fio.
+
+Starts a playground of its own (three replicas, all on the disk of --dir), attaches a volume as a loop device over FUSE
+and another as NBD, and runs the same fio jobs on a file of that disk, on the device and through NBD. Prints one table
+and writes `build/bench.json`: {job: {"raw": …, "fuse": …, "nbd": …, "cpu_us": {process: …}}}, IOPS or MiB/s for 1m.
+
+cpu_us is CPU time per request of each process, user and system, during the run on FUSE ("cpu_us_nbd": through NBD).
+All values of a run come from one machine at one time; only their ratios mean something elsewhere. "raw" writes without
+a sync reach the disk's cache at most, while ours are on three replicas: "raw_sync" is the raw disk with O_SYNC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.block_jobs import JOBS, Job, Result, fill, run
+from curve_storage.cli.playground import Playground, PlaygroundOptions
+from curve_storage.cli.playground.processes import Identity, usage
+from curve_storage.units import GiB, MiB, format_size, parse_size
+
+TARGETS = ("raw", "fuse", "nbd")
+# Design figures of the same jobs on the 2-core test machine: other systems with three replicas, and our aim.
+PEERS: dict[str, tuple[str, str, str]] = {
+    "write_4k_qd1": ("0.67k", "1.0k", "2.0k"),
+    "write_4k_qd32": ("2.7k", "3.0k", "20k"),
+    "read_4k_qd1": ("3.6k", "5.5k", "8k"),
+    "read_4k_qd32": ("17k", "17k", "40k"),
+    "write_1m_qd4": ("286", "269", "500"),
+    "read_1m_qd4": ("1197", "982", "1500"),
+}
+
+
+class Meter:
+    """CPU seconds of the playground's processes, data processes of volumes included."""
+
+    def __init__(self, playground: Playground) -> None:
+        self._playground = playground
+        self._names = self._find()
+
+    def _find(self) -> dict[Identity, str]:
+        state = self._playground.layout().state
+        noted = {state.identity(name): name for name in state.processes}
+        return {known: noted.get(known, "volume") for known in self._playground.processes()}
+
+    def read(self) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        for known, name in self._names.items():
+            used = usage(known.pid)
+            if used is not None:
+                seconds[name] = seconds.get(name, 0.0) + used.cpu_seconds
+        return seconds
+
+    def memory(self) -> dict[str, int]:
+        return {name: used.memory for known, name in self._names.items() if (used := usage(known.pid)) is not None}
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+        self.options = options
+        self.say = say
+        self.results: dict[str, dict[str, Any]] = {}
+        self.memory: dict[str, int] = {}
+        self.jobs = [job for job in JOBS if not options.jobs or job.key in options.jobs]
+
+    def all(self, directory: Path) -> None:
+        if "raw" in self.options.targets:
+            self._raw(directory)
+        if {"fuse", "nbd"} & set(self.options.targets):
+            self._cluster(directory)
+
+    def _raw(self, directory: Path) -> None:
+        file = directory / "raw.dat"
+        self.say("raw disk: filling")
+        fill("raw", str(file), size=self.options.size, report=directory / "fill.json")
+        for job in self.jobs:
+            self._one(job, "raw", str(file), directory, None)
+            if job.writes and "--fsync=1" not in job.arguments:
+                result = self._run(job, "raw", str(file), directory, ("--sync=1",))
+                self.results[job.key]["raw_sync"] = round(result.value, 1)
+        file.unlink()
+
+    def _cluster(self, directory: Path) -> None:
+        playground = Playground(directory / "playground", self.say)
+        need = self.options.size // GiB + 2
+        try:
+            asyncio.run(playground.up(PlaygroundOptions(pool_size=2 * need * GiB, volumehost=True), timeout=180))
+            for target in ("fuse", "nbd"):
+                if target in self.options.targets:
+                    self._target(playground, target, need, directory)
+        finally:
+            for problem in asyncio.run(playground.down(delete=True)):
+                self.say(f"warning: {problem}")
+
+    def _target(self, playground: Playground, target: str, need: int, directory: Path) -> None:
+        path = f"/bench-{target}"
+        self._curve(playground, "volume", "create", path, "--size", f"{need}Gi")
+        extra = ("--nbd",) if target == "nbd" else ()
+        place = self._curve(playground, "volume", "attach", path, *extra)
+        self.say(f"{target}: filling {place}")
+        fill(target, place, size=self.options.size, report=directory / "fill.json")
+        meter = Meter(playground)
+        for job in self.jobs:
+            self._one(job, target, place, directory, meter)
+        self.memory.update({name: size for name, size in meter.memory().items() if name.startswith("chunkserver")})
+        self._curve(playground, "volume", "detach", path)
+        self._curve(playground, "volume", "delete", path, "--force")
+
+    def _one(self, job: Job, target: str, place: str, directory: Path, meter: Meter | None) -> None:
+        before = meter.read() if meter is not None else {}
+        result = self._run(job, target, place, directory)
+        entry = self.results.setdefault(job.key, {})
+        entry[target] = round(result.value, 1)
+        entry.setdefault("latency_us", {})[target] = {
+            "mean": round(result.mean_us, 1),
+            "p99": round(result.p99_us, 1),
+            "max": round(result.max_us, 1),
+        }
+        if meter is not None:
+            spent = {name: seconds - before.get(name, 0.0) for name, seconds in meter.read().items()}
+            entry["cpu_us" if target == "fuse" else "cpu_us_nbd"] = {
+                name: round(seconds * 1e6 / result.operations, 2)
+                for name, seconds in sorted(spent.items())
+                if seconds > 0
+            }
+        self.say(f"{target} {job.key}: {result.value:,.0f} {job.unit}")
+
+    def _run(self, job: Job, target: str, place: str, directory: Path, extra: tuple[str, ...] = ()) -> Result:
+        return run(
+            job,
+            target,
+            place,
+            size=self.options.size,
+            runtime=self.options.runtime,
+            report=directory / "fio.json",
+            extra=extra,
+        )
+
+    def _curve(self, playground: Playground, *arguments: str) -> str:
+        layout = playground.layout()
+        environment = {
+            **os.environ,
+            "CURVE_CLIENT_CONFIG": str(layout.client_file),
+            "CURVE_VOLUMEHOST": str(layout.host_socket),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "curve_storage.cli.main", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        if done.returncode:
+            raise RuntimeError(f"curve {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+
+def table(results: dict[str, dict[str, Any]], jobs: list[Job]) -> Table:
+    """Values, and ours as a share of the raw disk's in the same run; µs of CPU per request, chunkservers together."""
+    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for title in (
+        "JOB",
+        "RAW",
+        "SYNC",
+        "FUSE",
+        "",
+        "NBD",
+        "",
+        "CPU µs/OP: VOLUME",
+        "3 CHUNKSERVERS",
+        "CEPH",
+        "GLUSTER",
+        "AIM",
+    ):
+        out.add_column(title, justify="left" if title == "JOB" else "right", no_wrap=True)
+    for job in jobs:
+        entry = results[job.key]
+        raw = entry.get("raw")
+
+        def cell(key: str, entry: dict[str, Any] = entry) -> str:
+            return f"{entry[key]:,.0f}" if key in entry else "-"
+
+        def share(key: str, entry: dict[str, Any] = entry, raw: float | None = raw) -> str:
+            return f"{100 * entry[key] / raw:.0f} %" if raw and key in entry else ""
+
+        cpu = entry.get("cpu_us") or entry.get("cpu_us_nbd") or {}
+        servers = sum(value for name, value in cpu.items() if name.startswith("chunkserver"))
+        out.add_row(
+            f"{job.key} ({job.unit})", cell("raw"), cell("raw_sync"),
+            cell("fuse"), share("fuse"), cell("nbd"), share("nbd"),
+            f"{cpu['volume']:.0f}" if "volume" in cpu else "-", f"{servers:.0f}" if servers else "-",
+            *PEERS.get(job.key, ("", "", "")),
+        )  # fmt: skip
+    return out
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.block", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runtime", type=float, default=5.0, help="seconds per job and target")
+    parser.add_argument("--size", type=parse_size, default=512 * MiB, help="area the jobs work on")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="on the disk to measure; default: the temporary directory"
+    )
+    parser.add_argument("--targets", default=",".join(TARGETS), help="some of raw,fuse,nbd")
+    parser.add_argument("--jobs", default="", help="some of the jobs, comma-separated")
+    parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
+    options = parser.parse_args(argv)
+    options.targets = [one for one in options.targets.split(",") if one]
+    options.jobs = [one for one in options.jobs.split(",") if one]
+    for wanted, known in ((options.targets, TARGETS), (options.jobs, tuple(job.key for job in JOBS))):
+        for one in wanted:
+            if one not in known:
+                parser.error(f"{one!r} is not one of {', '.join(known)}")
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
+    missing = [what for what, there in (("root", os.geteuid() == 0), ("fio", shutil.which("fio"))) if not there]
+    if missing:
+        sys.exit(f"bench: needs {' and '.join(missing)}")
+    if (
+        "nbd" in options.targets
+        and "\tnbd" not in subprocess.run(["fio", "--enghelp"], capture_output=True, text=True).stdout
+    ):
+        print("bench: this fio has no nbd engine; leaving nbd out", file=sys.stderr)
+        options.targets.remove("nbd")
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    bench = Bench(options, say)
+    with tempfile.TemporaryDirectory(prefix="curve-bench-", dir=options.dir) as directory:
+        bench.all(Path(directory))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(bench.results, indent=2) + "\n")
+    out = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    out.print(table(bench.results, bench.jobs))
+    if bench.memory:
+        out.print(
+            "\nmemory: " + ", ".join(f"{name} {format_size(size)}" for name, size in sorted(bench.memory.items()))
+        )
+    out.print(f"written to {options.output}; CEPH, GLUSTER and AIM: figures of the design, from a run of its own")
+
+
+if __name__ == "__main__":
+    main()
