@@ -95,7 +95,7 @@ class VolumeFile(Operations):
             raise OSError(errno.ENOSPC, "beyond the end of the volume")
         if any(mode & kind for kind in _DISCARDING):
             await self._device.discard(offset, length)
-        elif mode & ~abi.Fallocate.KEEP_SIZE:
+        elif int(mode) & ~int(abi.Fallocate.KEEP_SIZE):  # as numbers: unknown bits count
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     async def readdir(self, inode: int, offset: int) -> Sequence[DirectoryEntry]:

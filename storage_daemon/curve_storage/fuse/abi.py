@@ -107,6 +107,7 @@ class Fallocate(IntFlag):
 RESEND_BIT = 1 << 63  # set in `unique` of a request the kernel repeats; the reply carries it too
 
 IN_HEADER = Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen (8 bytes), padding
+IN_HEADER_START = Struct("<IIQQ")  # len, opcode, unique, nodeid: all that most requests need
 OUT_HEADER = Struct("<IiQ")  # len, error (negative errno), unique
 ATTR = Struct("<6Q10I")  # ino size blocks a/m/ctime, a/m/ctimensec mode nlink uid gid rdev blksize flags
 ATTR_OUT_HEAD = Struct("<QII")  # attr_valid, attr_valid_nsec, dummy; an ATTR follows
@@ -117,6 +118,7 @@ INIT_OUT = Struct(
     "<IIIIHHIIHHII24x"
 )  # … max_background congestion max_write time_gran max_pages map_align flags2 depth
 IO_IN = Struct("<QQIIQII")  # READ and WRITE: fh, offset, size, read/write flags, lock_owner, flags, padding
+IO_IN_START = Struct("<QQI")  # fh, offset, size
 WRITE_REPLY = Struct("<IiQII")  # OUT_HEADER, size written, padding
 SETATTR_IN = Struct("<IIQQQQQQIIIIIIII")  # valid pad fh size lock_owner a/m/ctime a/m/cnsec mode - uid gid -
 OPEN_IN = Struct("<II")

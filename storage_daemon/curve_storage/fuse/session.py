@@ -26,8 +26,8 @@ _READ, _WRITE = int(abi.Opcode.READ), int(abi.Opcode.WRITE)
 _NO_REPLY = {int(abi.Opcode.FORGET), int(abi.Opcode.BATCH_FORGET)}
 _BATCH = 32  # requests read before other work of the loop gets its turn
 _QUIET = {errno.ENOSYS, errno.ENOENT, errno.EINTR}
-_in_header = abi.IN_HEADER.unpack_from
-_io_in = abi.IO_IN.unpack_from
+_in_header = abi.IN_HEADER_START.unpack_from
+_io_in = abi.IO_IN_START.unpack_from
 _out_header = abi.OUT_HEADER.pack
 _write_reply = abi.WRITE_REPLY.pack
 
@@ -125,6 +125,7 @@ class Session:
 
     def _readable(self) -> None:
         header, pool, read = self._header, self._pool, os.readv
+        now, start_task, inflight = self._now, self._loop.create_task, self._inflight
         for _ in range(_BATCH):
             space = pool.space()
             if space is None:
@@ -140,16 +141,19 @@ class Session:
                     continue
                 self._end(error)
                 return
-            length, opcode, unique, node, _, _, _, _, _ = _in_header(header)
+            length, opcode, unique, node = _in_header(header)
             if unique & abi.RESEND_BIT:
                 self.statistics.resent += 1
             if opcode == _READ:
-                handle, offset, size, *_ = _io_in(header, 40)
-                self._begin(unique, opcode, self._read(unique, node, handle, offset, size, self._now()))
+                handle, offset, size = _io_in(header, 40)
+                started = now()
+                task = start_task(self._read(unique, node, handle, offset, size, started))
+                inflight[unique] = (started, opcode, task)
             elif opcode == _WRITE:
-                handle, offset, size, *_ = _io_in(header, 40)
-                lease = pool.take(size)
-                self._begin(unique, opcode, self._write(unique, node, handle, offset, lease, self._now()))
+                handle, offset, size = _io_in(header, 40)
+                started = now()
+                task = start_task(self._write(unique, node, handle, offset, pool.take(size), started))
+                inflight[unique] = (started, opcode, task)
             else:
                 inside = length - len(header)
                 body = bytes(header[40:length]) + (bytes(space[:inside]) if inside > 0 else b"")
@@ -157,13 +161,12 @@ class Session:
             if not self._reading:
                 return
 
-    def _begin(self, unique: int, opcode: int, coroutine: Any) -> None:
-        self._inflight[unique] = (self._now(), opcode, self._loop.create_task(coroutine))
-
     def _other(self, opcode: int, unique: int, node: int, body: memoryview) -> None:
         handler = HANDLERS.get(opcode)
         if handler is not None:
-            self._begin(unique, opcode, self._call(handler(self._ops, node, body), unique, self._now()))
+            started = self._now()
+            task = self._loop.create_task(self._call(handler(self._ops, node, body), unique, started))
+            self._inflight[unique] = (started, opcode, task)
         elif opcode == abi.Opcode.INIT:
             self._init(unique, body)
         elif opcode == abi.Opcode.INTERRUPT:
@@ -235,7 +238,7 @@ class Session:
             self.statistics.others.observe(self._now() - started, 0)
 
     def _finish(self, unique: int) -> None:
-        self._inflight.pop(unique, None)
+        del self._inflight[unique]
         if self._idle is not None and not self._inflight and not self._idle.done():
             self._idle.set_result(None)
 
