@@ -22,9 +22,11 @@ from curve_storage.coordination.etcd import EtcdClient
 from curve_storage.coordination.model import Compare, KeyValue, Lease
 from curve_storage.coordination.watch import watch
 from curve_storage.errors import CurveError, InvalidArgument, NotLeader
-from curve_storage.telemetry import logs
+from curve_storage.telemetry import logs, metrics
 
 _POLL = 1.0
+_leader_gauge = metrics.gauge("curve_election_leader", "1 while this process is the leader")
+_won = metrics.counter("curve_election_won_total", "Times this process became the leader")
 
 log = logs.get("coordination.election")
 
@@ -111,6 +113,7 @@ class Election:
     def abandon(self, reason: str) -> None:
         """Stops leading at once, without waiting for etcd; `resign` or `campaign` clean up."""
         if self._leading:
+            _leader_gauge.set(0)
             log.warning("leadership lost", name=self._name, term=self._revision, reason=reason)
         self._leading = False
         self._deadline = 0.0
@@ -173,6 +176,8 @@ class Election:
         if not self.is_leader():  # the answers took longer than the lease
             self._leading = False
             return False
+        _leader_gauge.set(1)
+        _won.inc()
         return True
 
     async def _wait_deleted(self, predecessor: KeyValue, revision: int) -> None:
@@ -232,17 +237,18 @@ class Election:
 
     async def _withdraw(self, reason: str) -> None:
         self.abandon(reason)
-        lease, self._lease = self._lease, None
         self._revision = 0
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
             self._renewing = None
+        lease = self._lease  # kept until it is revoked: this may be cancelled and then called again
         if lease is not None:
             try:
                 await self._client.revoke(lease.id, deadline=min(2.0, lease.ttl))
             except CurveError as error:  # it expires by itself
                 log.info("lease not revoked", name=self._name, error=str(error))
+            self._lease = None
 
     # ---- everyone's view
 

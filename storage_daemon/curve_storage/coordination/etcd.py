@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from curve_storage.errors import (
 )
 from curve_storage.rpc.channel import read_pem, tls_stamp
 from curve_storage.rpc.errors import from_rpc_error
+from curve_storage.telemetry import metrics
 from curve_storage.units import MiB
 
 MAX_TXN_OPERATIONS = 128
@@ -48,6 +50,10 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+
+_seconds = metrics.histogram("curve_etcd_seconds", "Duration of etcd operations that were answered")
+_failures = metrics.counter("curve_etcd_failures_total", "Attempts that etcd answered with an error, or not at all")
 
 
 class Stubs:
@@ -244,11 +250,15 @@ class EtcdClient:
             position = self._current
             stubs = self.member(position)
             timeout = max(0.05, min(longest, end - loop.time()))
+            started = perf_counter()
             try:
-                return await method(stubs)(request, timeout=timeout, metadata=METADATA)
+                reply = await method(stubs)(request, timeout=timeout, metadata=METADATA)
+                _seconds.observe(perf_counter() - started)
+                return reply
             except aio.AioRpcError as raised:
                 error = _translate(raised, stubs.address)
                 again = raised.code() in _TRY_ANOTHER
+                _failures.inc()
                 unsent = "failed to connect" in (raised.details() or "").lower()
             except Unavailable as raised:
                 error, again, unsent = raised, True, False

@@ -30,6 +30,7 @@ from curve_storage.errors import (
 )
 from curve_storage.telemetry import logs
 from curve_storage.units import MiB
+from curve_storage.wire import metrics
 from curve_storage.wire.frame import KNOWN_LIMITS, ONEWAY, REPLY, Buffer, limits
 from curve_storage.wire.messages import ONE_WAY, MessageType
 from curve_storage.wire.receiver import FrameConnection, _printable
@@ -110,10 +111,11 @@ class Request:
 Handler = Callable[[Request], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Route:
     handler: Handler
     scope: Scope
+    count: int = 0
 
 
 class ServerConnection(FrameConnection):
@@ -209,7 +211,9 @@ class ServerConnection(FrameConnection):
             return
         request = Request(self, request_id, kind, meta, payload, oneway)
         try:
-            self.server.routes[kind].handler(request)
+            route = self.server.routes[kind]
+            route.count += 1
+            route.handler(request)
         except CurveError as error:
             if not request.answered:
                 request.fail(error)
@@ -314,6 +318,11 @@ class Server:
         self._connections: set[ServerConnection] = set()
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        metrics.collector.add(self)
+
+    def requests(self) -> dict[int, int]:
+        """Requests handled so far, by message type."""
+        return {kind: route.count for kind, route in self.routes.items()}
 
     @property
     def connections(self) -> int:
