@@ -14,7 +14,14 @@ from collections.abc import Callable
 from curve_storage.client.retry import Backoff
 from curve_storage.client.stall import StallMonitor
 from curve_storage.clock import Clock
-from curve_storage.errors import CurveError, FailedPrecondition, NotFound, PermissionDenied, Unauthenticated
+from curve_storage.errors import (
+    CurveError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 from curve_storage.proto import mds_pb2
 from curve_storage.rpc.leader import MdsClient
 from curve_storage.telemetry import logs
@@ -121,14 +128,14 @@ class Session:
 
     async def _renew_or_reopen(self, timeout: float) -> None:
         try:
-            await self.renew(timeout)
-        except (NotFound, Unauthenticated):
             try:
+                await self.renew(timeout)
+            except (NotFound, Unauthenticated):
                 await self.open(timeout)
-            except (NotFound, FailedPrecondition, PermissionDenied) as error:
-                # The volume is gone, or attached elsewhere: this writer has no future.
-                self.on_lost(error)
-                raise
+        except (NotFound, FailedPrecondition, PermissionDenied, InvalidArgument) as error:
+            # The volume is gone, or somebody else writes to it: this session has no future.
+            self.on_lost(error)
+            raise
 
     async def _renew_forever(self) -> None:
         failing = False
@@ -136,7 +143,7 @@ class Session:
             await asyncio.sleep(self._ttl / 3)
             try:
                 await self.renew_or_reopen(self.generation)
-            except (NotFound, FailedPrecondition, PermissionDenied) as error:
+            except (NotFound, FailedPrecondition, PermissionDenied, InvalidArgument) as error:
                 _log.error("session_lost", volume=self.volume.path, error=str(error))
                 return
             except CurveError as error:

@@ -309,7 +309,7 @@ class Playground:
                     where=str(self.directory),
                     todo="See `curve playground logs`; `curve playground up` goes on waiting",
                 )
-            self._progress(f"waiting for {what}: {reason}")
+            self._progress(f"waiting for {what}: {reason[:100]}")
             await asyncio.sleep(POLL)
 
     def _ended(self, program: Program) -> Unavailable:
