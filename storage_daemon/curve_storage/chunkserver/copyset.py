@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,22 +25,19 @@ from curve_storage.chunkserver.pool import ChunkPool
 from curve_storage.chunkserver.snapshot import CopysetSink, CopysetSource
 from curve_storage.chunkserver.writers import Verdict, WriterTable
 from curve_storage.consensus.api import Buffer, Membership, SnapshotSink, SnapshotSource
-from curve_storage.errors import Corruption, CurveError, FailedPrecondition, Fenced
+from curve_storage.errors import Corruption, CurveError, FailedPrecondition, Fenced, StoreReadOnly
 from curve_storage.telemetry import logs
 from curve_storage.units import BLOCK_SIZE, CHUNK_SIZE
 
 _FLUSH_PER_TURN = 16
-_RETRY_NO_SPACE = 1.0
 
 log = logs.get("copyset")
 
 
 class DiskSpace(Protocol):
-    """Told when writing small files fails for want of space, and when it works again."""
-
-    def exhausted(self, what: str) -> None: ...
-
-    def available(self) -> None: ...
+    def exhausted(self, what: str) -> StoreReadOnly:
+        """Small files cannot be written for want of space: the store is read-only from now on."""
+        ...
 
 
 class Surroundings:
@@ -53,14 +50,12 @@ class Surroundings:
         io: Executor,
         space: DiskSpace,
         on_failed: Callable[[CurveError], None],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.pool = pool
         self.files = files
         self.io = io
         self.space = space
         self.on_failed = on_failed
-        self.sleep = sleep
 
 
 def create_directory(path: Path, group: int) -> None:
@@ -230,31 +225,30 @@ class Copyset:
         )
 
     async def checkpoint(self) -> int:
+        """Raises StoreReadOnly while the file system is full, DiskFailed after any other error of the disk."""
         async with self._checkpointing:
-            while True:
-                meta = self.describe()
-                if meta.index == self._durable and not self.chunks.has_dirty:
-                    return self._durable
-                dirty = self.chunks.take_dirty()
-                try:
-                    await self._save(meta, dirty)
-                except OSError as error:
-                    self.chunks.put_back_dirty(dirty)
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        failure = disk_failed(error, self.path)
-                        self.around.on_failed(failure)
-                        raise failure from error
-                    self.around.space.exhausted(f"a checkpoint of {self.path.name} cannot be written")
-                    await self.around.sleep(_RETRY_NO_SPACE)
-                    continue
-                self.around.space.available()
-                self._durable = max(self._durable, meta.index)
-                listed = set(meta.chunks)
-                for number in self._still_empty() - listed:
-                    self.chunks.delete(number)
-                self._emptied = self._still_empty()
-                self.around.files.trim()
-                return meta.index
+            meta = self.describe()
+            if meta.index == self._durable and not self.chunks.has_dirty:
+                return self._durable
+            dirty = self.chunks.take_dirty()
+            try:
+                await self._save(meta, dirty)
+            except OSError as error:
+                self.chunks.put_back_dirty(dirty)
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise self.around.space.exhausted(
+                        f"the checkpoint of {self.path.name} cannot be written"
+                    ) from error
+                failure = disk_failed(error, self.path)
+                self.around.on_failed(failure)
+                raise failure from error
+            self._durable = max(self._durable, meta.index)
+            listed = set(meta.chunks)
+            for number in self._still_empty() - listed:
+                self.chunks.delete(number)
+            self._emptied = self._still_empty()
+            self.around.files.trim()
+            return meta.index
 
     async def _save(self, meta: CopysetMeta, dirty: list[ChunkFile]) -> None:
         handles = []

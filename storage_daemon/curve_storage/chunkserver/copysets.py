@@ -3,6 +3,7 @@
     copysets/<group>             a replica, <group> = 16 hex digits
     copysets/<group>.incoming    a snapshot being received
     copysets/<group>.ready, .old the two halves of installing one
+    copysets/<group>/damaged     marks a replica that must not serve again
     trash/<group>.<seconds>      removed replicas, whose chunks are reused after a while
 
 A replica whose directory or log is damaged is never given an empty state under the same membership: it would vote as
@@ -13,10 +14,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from curve_storage.chunkserver.atomic_file import fsync_directory
+from curve_storage.chunkserver.atomic_file import fsync_directory, write_atomic
 from curve_storage.chunkserver.chunk_directory import PREFIX
 from curve_storage.chunkserver.chunk_file import disk_failed
 from curve_storage.chunkserver.copyset import Copyset, Surroundings, create_directory
@@ -24,6 +24,8 @@ from curve_storage.chunkserver.snapshot import INCOMING, OLD, READY, complete, d
 from curve_storage.consensus.api import ConsensusHost, Membership
 from curve_storage.errors import Corruption
 from curve_storage.telemetry import logs
+
+DAMAGED = "damaged"
 
 log = logs.get("copysets")
 
@@ -53,15 +55,18 @@ class Copysets:
     def path(self, group: int) -> Path:
         return self.root / f"{group:016x}"
 
-    def load(self, host: ConsensusHost) -> None:
-        """Brings every replica the log knows to life; the pool must be started. Raises OSError."""
+    async def load(self, host: ConsensusHost) -> None:
+        """Brings every replica the log knows to life; the pool must be scanned. Raises OSError."""
         self._finish_installs()
         known = set(host.known_groups())
         for group in sorted(known):
+            path = self.path(group)
             try:
-                self.by_group[group] = copyset = Copyset(self.path(group), group, self._around)
+                if (path / DAMAGED).exists():
+                    raise Corruption((path / DAMAGED).read_text())
+                self.by_group[group] = copyset = Copyset(path, group, self._around)
             except Corruption as error:
-                self._damage(group, str(error))
+                await self._damage(group, str(error), host)
                 continue
             host.add_group(group, copyset)
         for directory in sorted(self.root.iterdir()):
@@ -69,18 +74,28 @@ class Copysets:
             if group in known:
                 continue
             try:
+                if (directory / DAMAGED).exists():
+                    raise Corruption((directory / DAMAGED).read_text())
                 index = Copyset(directory, group, self._around).applied
             except Corruption as error:
-                self._damage(group, str(error))
+                await self._damage(group, str(error), None)
                 continue
             if index:
-                self._damage(group, "the log knows nothing of it")
+                await self._damage(group, "the log knows nothing of it", None)
             else:
                 discard_directory(directory, self._around.pool)  # a creation that did not get to the log
 
-    def _damage(self, group: int, reason: str) -> None:
+    async def _damage(self, group: int, reason: str, host: ConsensusHost | None) -> None:
+        """Out of service for good, durably; the shared log need not keep its entries any longer."""
         self.damaged[group] = reason
+        path = self.path(group)
+        path.mkdir(exist_ok=True)
+        if not (path / DAMAGED).exists():
+            write_atomic(path / DAMAGED, reason.encode())
+            fsync_directory(self.root)
         log.error("replica damaged, to be rebuilt from its peers", group=group, reason=reason)
+        if host is not None:
+            await host.remove_group(group)
 
     def _finish_installs(self) -> None:
         for directory in sorted(self.root.iterdir()):
@@ -150,7 +165,3 @@ class Copysets:
                     raise disk_failed(error, directory) from error
                 emptied += 1
         return emptied
-
-    def on_each(self, action: Callable[[Copyset], None]) -> None:
-        for copyset in list(self.by_group.values()):
-            action(copyset)

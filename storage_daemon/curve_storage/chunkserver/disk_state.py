@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from curve_storage.chunkserver.atomic_file import write_atomic
 from curve_storage.chunkserver.pool import ChunkPool
 from curve_storage.errors import CurveError, NoSpace, StoreReadOnly
 from curve_storage.proto import mds_pb2
 from curve_storage.telemetry import logs
+
+PROBE = "space-probe"
+_PROBE_SIZE = 1 << 20
 
 log = logs.get("disk")
 
@@ -15,22 +20,32 @@ log = logs.get("disk")
 class DiskMonitor:
     """Implements copyset.DiskSpace. on_failed: called once, with the error after which the disk is not trusted."""
 
-    def __init__(self, pool: ChunkPool, on_failed: Callable[[CurveError], None]) -> None:
+    def __init__(self, directory: Path, pool: ChunkPool, on_failed: Callable[[CurveError], None]) -> None:
+        self._directory = directory
         self._pool = pool
         self._on_failed = on_failed
         self._exhausted = ""
         self.failure: CurveError | None = None
         self._was_full = False
 
-    def exhausted(self, what: str) -> None:
+    def exhausted(self, what: str) -> StoreReadOnly:
         if not self._exhausted:
             log.error("the file system is full, the store is read-only", reason=what)
         self._exhausted = what
+        return self.store_read_only()
 
-    def available(self) -> None:
-        if self._exhausted:
-            log.info("the file system has space again, the store is writable")
+    def look_again(self) -> None:
+        """Writable again when a small file can be written."""
+        if not self._exhausted:
+            return
+        probe = self._directory / PROBE
+        try:
+            write_atomic(probe, bytes(_PROBE_SIZE))
+        except OSError:
+            return
+        probe.unlink()
         self._exhausted = ""
+        log.info("the file system has space again, the store is writable")
 
     def failed(self, error: CurveError) -> None:
         if self.failure is None:

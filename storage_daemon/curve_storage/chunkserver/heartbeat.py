@@ -184,9 +184,10 @@ class Heartbeat:
             log.warning("replica not removed", group=group, error=str(error))
 
     async def keep_house(self, interval: float = 1.0) -> None:
-        """Trash, until cancelled: recycled when old enough, at once when the pool runs out."""
+        """Until cancelled: trash, recycled when old enough and at once when the pool runs out; a look at free space."""
         while True:
             await asyncio.sleep(interval)
+            self._disk.look_again()
             urgent = not self._pool.accepts_new_chunk() and not self._pool.status().formatting
             try:
                 self._copysets.empty_trash(time.time(), urgent=urgent)

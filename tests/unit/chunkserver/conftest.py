@@ -137,7 +137,7 @@ class Disk:
 
     def open(self) -> None:
         self.pool = ChunkPool(self.root / "pool", self.config, self.failures.append)
-        self.monitor = DiskMonitor(self.pool, self.failures.append)
+        self.monitor = DiskMonitor(self.root, self.pool, self.failures.append)
         self.files = OpenFiles(self.open_limit)
         self.around = Surroundings(self.pool, self.files, InlineExecutor(), self.monitor, self.failures.append)
         self.copysets = Copysets(self.root, self.around, trash_retention=300)

@@ -21,7 +21,7 @@ from curve_storage.chunkserver import (
     snapshot,
 )
 from curve_storage.chunkserver.copyset import Copyset
-from curve_storage.errors import Corruption, Fenced
+from curve_storage.errors import Corruption, Fenced, StoreReadOnly
 from curve_storage.units import BLOCK_SIZE, CHUNK_SIZE
 
 ZEROS = bytes(BLOCK_SIZE)
@@ -148,27 +148,26 @@ async def test_a_lost_chunk_file_is_not_mistaken_for_zeros(disk: Any, parts: Sim
     assert disk.load().chunks.hollow == {4}
 
 
-async def test_without_space_for_the_meta_file_a_checkpoint_waits(
+async def test_without_space_for_the_meta_file_the_store_is_read_only_until_there_is(
     disk: Any, parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = disk.create()
     apply(machine, parts.write(1, 0, block(1), 1))
-    real = copyset.write_atomic
-    states = []
 
-    def full(path: Path, data: bytes, **keys: Any) -> None:
-        if len(states) < 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, data, **keys)
+    def full(descriptor: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    async def sleep(seconds: float) -> None:
-        states.append(disk.monitor.read_only)
-
-    monkeypatch.setattr(copyset, "write_atomic", full)
-    machine.around.sleep = sleep
-    assert await machine.checkpoint() == 1
-    assert states == [True, True]
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_file.os, "write", full)
+        for _ in range(2):
+            with pytest.raises(StoreReadOnly):
+                await machine.checkpoint()
+        disk.monitor.look_again()
+        assert disk.monitor.read_only
+        assert machine.durable_index() == 0
+    disk.monitor.look_again()
     assert not disk.monitor.read_only
+    assert await machine.checkpoint() == 1
     disk.open()
     assert content(disk.load(), 1, 0, BLOCK_SIZE) == block(1)
 

@@ -267,7 +267,7 @@ async def test_a_full_pool_refuses_new_chunks_only_and_recovers(tmp_path: Path, 
         with pytest.raises(StoreReadOnly):
             await write(node, channel, 1, 0, block(1))
         assert await read(node, channel, 1, 0, BLOCK_SIZE) == block(11)
-        node.disk.monitor.available()
+        node.disk.monitor.look_again()
         await write(node, channel, 1, 0, block(1))
     finally:
         await node.stop()

@@ -114,7 +114,7 @@ async def test_an_aborted_transfer_leaves_the_old_state_and_no_files(tmp_path: P
     host = parts.FakeHost()
     host.memberships[parts.GROUP] = Membership(voters=(1,))
     host.logs[parts.GROUP] = [(b"", b"")]
-    target.disk.copysets.load(host)
+    await target.disk.copysets.load(host)
     assert not list(target.disk.copysets.root.glob("*.*"))
     target.machine = target.disk.copysets.by_group[parts.GROUP]
     assert target.content(9, 1) == block(99)
@@ -154,7 +154,7 @@ async def test_a_crash_while_installing_gives_the_old_or_the_new_state(
     host = parts.FakeHost()
     host.memberships[parts.GROUP] = Membership(voters=(1,))
     host.logs[parts.GROUP] = []
-    target.disk.copysets.load(host)
+    await target.disk.copysets.load(host)
     assert target.disk.copysets.damaged == {}
     target.machine = target.disk.copysets.by_group[parts.GROUP]
     if renames == 0:
