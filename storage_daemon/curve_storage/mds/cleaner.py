@@ -2,6 +2,9 @@
 
 The recycle bin empties itself after the retention time. A volume being removed keeps its segments until every copyset
 has confirmed that its chunks are gone, so that space is never counted free before it is. Everything may be repeated.
+
+Segments that the volume itself gave back are emptied by its client before it does so; their chunk ids are kept until
+the volume goes, and are deleted with it in case anything is left.
 """
 
 from __future__ import annotations
@@ -29,13 +32,11 @@ class Cleaner:
         self.waiting: dict[int, str] = {}  # volume → why its removal does not get on
 
     async def round(self) -> int:
-        """One pass over everything that is due; returns the number of volumes and segments removed."""
+        """One pass over everything that is due; returns the number of volumes removed."""
         await self._namespace.purge(int(self._core.config.recycle_retention * 1000))
         done = 0
         for entry in self._core.tables.deleting():
             done += await self._attempt(entry.id, self._remove_volume(entry))
-        for freed in list(self._core.tables.freed.values()):
-            done += await self._attempt(freed.volume, self._remove_freed(freed))
         return done
 
     async def _attempt(self, volume: int, removal: Awaitable[None]) -> int:
@@ -65,10 +66,6 @@ class Cleaner:
                 await self._core.state.commit(delete=[present, *sessions])
         self.removed = [*self.removed[-REMEMBERED:], entry.id]
         self._core.on_event("volume_removed", {"volume": entry.id, "path": entry.original_path})
-
-    async def _remove_freed(self, freed: Freed) -> None:
-        await self._delete_chunks(freed.volume, [freed])
-        await self._core.state.commit(delete=[freed])
 
     async def _delete_chunks(self, volume: int, owners: Iterable[Segment | Freed]) -> None:
         chunks: dict[CopysetKey, list[int]] = {}

@@ -52,6 +52,7 @@ class Core:
     monitor: Monitor = field(init=False)
     operators: Operators = field(init=False)
     promising: dict[str, int] = field(default_factory=dict)  # poolset → bytes being created just now
+    _members: tuple[int, dict[int, list[int]]] = (-1, {})  # by pool, as of that placement version
     on_event: Callable[[str, dict[str, object]], None] = lambda event, fields: None
 
     def __post_init__(self) -> None:
@@ -83,7 +84,13 @@ class Core:
 
     def members_of_pool(self, pool: PoolRecord) -> list[int]:
         """Chunkservers that hold copysets of the pool."""
-        return sorted({m for (p, _), record in self.tables.copysets.items() if p == pool.id for m in record.members})
+        version = self.tables.placement_version
+        if self._members[0] != version:
+            members: dict[int, set[int]] = {}
+            for (pool_id, _), record in self.tables.copysets.items():
+                members.setdefault(pool_id, set()).update(record.members)
+            self._members = (version, {pool_id: sorted(found) for pool_id, found in members.items()})
+        return self._members[1].get(pool.id, [])
 
     def reported(self, chunkserver: int) -> tuple[int, int]:
         """(capacity, used) in bytes: as last reported, else as stored."""

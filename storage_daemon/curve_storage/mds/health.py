@@ -126,7 +126,7 @@ def _copysets(core: Core, now: float) -> Iterable[Reason]:
                 unavailable.append(text)
             else:
                 creating += 1
-        elif core.monitor.lost(record):
+        elif core.monitor.lost(record, now):
             lost.append(text)
         elif len(record.members) < core.tables.pools[record.pool].replicas:
             waiting.append(text)

@@ -82,8 +82,8 @@ class Heartbeats:
         for key, replica in replicas:
             core.monitor.report(chunkserver, key, replica)
         if full:
-            core.monitor.forget_replicas(chunkserver, {key for key, _ in replicas})
-            state.full = True
+            expected = core.tables.copysets_of.get(chunkserver, set())
+            core.monitor.full_report(chunkserver, {key for key, _ in replicas}, expected, now)
         await self._topology.learn(record, address=address, capacity=beat.capacity, version=beat.version)
         await self._learn_configurations(chunkserver, [key for key, _ in replicas])
         answer = Answer(want_full=not state.full)

@@ -61,6 +61,7 @@ class ServerState:
     beat: Beat
     full: bool = False
     replicas: dict[CopysetKey, Replica] = field(default_factory=dict)
+    missing: dict[CopysetKey, float] = field(default_factory=dict)  # since when full reports lack this copyset
     leads: set[CopysetKey] = field(default_factory=set)
 
 
@@ -142,10 +143,12 @@ class Monitor:
             del self.leaders[key]
             state.leads.discard(key)
 
-    def forget_replicas(self, chunkserver: int, keep: set[CopysetKey]) -> None:
-        """After a full report: what it did not name is not there."""
+    def full_report(self, chunkserver: int, named: set[CopysetKey], expected: set[CopysetKey], now: float) -> None:
+        """After a full report: what it did not name is not there. expected: the copysets it is a member of."""
         state = self.servers[chunkserver]
-        for key in [k for k in state.replicas if k not in keep]:
+        state.full = True
+        state.missing = {key: state.missing.get(key, now) for key in expected - named}
+        for key in [k for k in state.replicas if k not in named]:
             del state.replicas[key]
             self.holders[key].discard(chunkserver)
             state.leads.discard(key)
@@ -160,15 +163,20 @@ class Monitor:
             return 0
         return known.leader
 
-    def lost(self, record: CopysetRecord) -> frozenset[int]:
-        """Members whose replica is corrupt, or missing in a full report although the copyset is established."""
+    def lost(self, record: CopysetRecord, now: float) -> frozenset[int]:
+        """Members whose replica is corrupt, or missing in full reports for a while although the copyset is established
+        (a chunkserver that is still loading may report before it has them all)."""
         found = set()
+        key = (record.pool, record.id)
         for member in record.members:
             state = self.servers.get(member)
             if state is None:
                 continue
-            replica = state.replicas.get((record.pool, record.id))
-            if (replica is not None and replica.corrupt) or (replica is None and state.full and record.established):
+            replica = state.replicas.get(key)
+            if replica is not None:
+                if replica.corrupt:
+                    found.add(member)
+            elif record.established and key in state.missing and now - state.missing[key] >= self._limits.grace:
                 found.add(member)
         return frozenset(found)
 
@@ -184,5 +192,5 @@ class Monitor:
             self.available(record, now)
             and len(record.members) >= replicas
             and all(self.heard(m) and self.online(m, now) is Online.ONLINE for m in record.members)
-            and not self.lost(record)
+            and not self.lost(record, now)
         )

@@ -17,6 +17,10 @@ COOL_DOWN = 15.0
 """Seconds a copyset is left alone after a step failed on it, so that a hopeless step is not repeated at every beat."""
 
 
+MAX_REFUSALS = 5
+"""A leader's FAILED may still be about an earlier change; after this many beats it is about this one."""
+
+
 class Change(Enum):
     """What a copyset's leader says about its latest change of membership."""
 
@@ -47,6 +51,7 @@ class Operator:
     deadline: float
     started_wall: float
     seen_running: bool = False
+    refused: int = 0  # orders after which the leader reported a failure without having been seen at it
 
 
 class Verdict(Enum):
@@ -80,6 +85,10 @@ def judge(operator: Operator, report: LeaderReport) -> tuple[Verdict, str]:
         return Verdict.WAIT, ""
     if report.change is Change.FAILED and operator.seen_running:
         return Verdict.FAILED, report.change_error or "the leader gave the change up"
+    if report.change is Change.FAILED:
+        operator.refused += 1
+        if operator.refused > MAX_REFUSALS:
+            return Verdict.FAILED, report.change_error or "the leader refuses the change"
     if report.epoch != operator.epoch:
         return Verdict.FAILED, "the configuration was changed otherwise"
     return Verdict.ORDER, ""

@@ -44,7 +44,7 @@ def view(tables: Tables, monitor: Monitor, steps: Mapping[CopysetKey, Step], *, 
             zones=pool.zones,
             physical_pool=pool.physical_pool,
             changing=report is not None and report.change is Change.RUNNING,
-            lost=monitor.lost(record),
+            lost=monitor.lost(record, now),
             ghosts=frozenset(monitor.holders.get(key, ())) - frozenset(record.members),
         )
     return View(nodes, groups, dict(steps), per_node=per_node)

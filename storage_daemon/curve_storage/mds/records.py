@@ -103,7 +103,7 @@ def unpack_ids(packed: bytes) -> tuple[int, ...]:
 
 
 class Freed(Record, frozen=True, kw_only=True):
-    """A segment taken from its volume (discarded by it) whose chunks still have to be deleted on the chunkservers."""
+    """A segment that its volume gave back. Its chunk ids are deleted on the chunkservers again when the volume goes."""
 
     volume: int
     first_chunk: int

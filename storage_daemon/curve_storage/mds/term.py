@@ -32,6 +32,7 @@ log = structlog.get_logger(source="mds.term")
 
 EXPIRY_INTERVAL = 1.0
 CLEANING_INTERVAL = 2.0
+BACKGROUND_SHARE = 5.0
 
 
 class Term:
@@ -129,8 +130,10 @@ class Term:
         return await asyncio.shield(self._spawn(work))
 
     async def _loop(self, name: str, interval: float, work: Callable[[], Awaitable[object]]) -> None:
+        pause = interval
         while not self._closed:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(pause)
+            began = self.core.clock.monotonic()
             try:
                 await work()
             except NotLeader:
@@ -140,6 +143,8 @@ class Term:
             except Exception:
                 # A defect in one round must not end scheduling or cleaning for good.
                 log.exception("background work failed, it is repeated", work=name)
+            # In a very large cluster a round takes long; it must not keep requests waiting for more of the time.
+            pause = max(interval, BACKGROUND_SHARE * (self.core.clock.monotonic() - began))
 
     async def _schedule(self) -> None:
         self.scheduling.round()

@@ -226,20 +226,24 @@ async def test_allocation_without_leaders_says_so(pooled: Cluster) -> None:
         await allocate(pooled, opened)
 
 
-async def test_discarded_segments_are_cleaned(pooled: Cluster) -> None:
+async def test_segments_given_back_go_with_the_volume(pooled: Cluster) -> None:
     term = pooled.term
     made = await term.namespace.create_volume("/a", 2 * GiB)
     opened = await open_(pooled, "/a")
-    segment = await allocate(pooled, opened)
+    first = await allocate(pooled, opened)
     for _ in range(2):  # repeated
         await term.segments.deallocate(made.id, 0, session=opened.session.id, epoch=1)
-    assert term.segments.get(made.id, 0) is None
+    assert term.segments.get(made.id, 0) is None and term.core.tables.allocated(made.id) == 0
+    again = await allocate(pooled, opened)
+    ids = [{chunk for chunk, _ in segment.chunks()} for segment in (first, again)]
+    assert not ids[0] & ids[1]
+    assert await term.cleaner.round() == 0 and not pooled.frames  # the volume lives: its writers must not be ended
+    await term.attachments.close(made.id, opened.session.id)
+    await term.namespace.delete("/a", 0, force=True)
     assert await term.cleaner.round() == 1
     deleted = {c for kind, _, body in pooled.frames if kind == MessageType.DELETE_VOLUME for c in body["chunks"]}
-    assert deleted == {chunk for chunk, _ in segment.chunks()}
+    assert deleted == ids[0] | ids[1]
     assert not term.core.tables.freed
-    again = await allocate(pooled, opened)
-    assert not deleted & {chunk for chunk, _ in again.chunks()}
 
 
 async def test_removal_waits_for_the_copysets_and_then_frees(pooled: Cluster) -> None:

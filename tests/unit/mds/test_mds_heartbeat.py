@@ -157,6 +157,8 @@ async def test_an_established_copyset_is_never_made_again(pooled: Cluster) -> No
     pooled.sync()
     answer = await victim.beat(obey=False)
     assert not [order for order in answer.orders if order.kind is OrderKind.CREATE]
+    assert "replica_lost" not in words(pooled)[1]  # it may still be loading
+    await pooled.beats(11)
     assert "replica_lost" in words(pooled)[1]
     await drive(pooled)
     # It left, was made anew as an empty replica, and was added: two changes of configuration.
@@ -368,12 +370,15 @@ def test_a_lost_replica_needs_a_full_report() -> None:
     monitor = Monitor(Limits(), started=0)
     monitor.beat(1, Beat(), 1, 0)
     record = CopysetRecord(pool=1, id=1, members=(1, 2, 3), established=True)
-    assert not monitor.lost(record)
-    monitor.servers[1].full = True
-    assert monitor.lost(record) == {1}
-    assert not monitor.lost(msgspec_replace(record, established=False))
+    assert not monitor.lost(record, 1)
+    monitor.full_report(1, set(), {(1, 1)}, 1)
+    assert not monitor.lost(record, 5)
+    assert monitor.lost(record, 11) == {1}
+    assert not monitor.lost(msgspec_replace(record, established=False), 11)
+    monitor.report(1, (1, 1), Replica(leader=False, term=1, epoch=1, voters=(1, 2, 3)))
+    assert not monitor.lost(record, 11)
     monitor.report(1, (1, 1), Replica(leader=False, term=1, epoch=1, voters=(1, 2, 3), corrupt=True))
-    assert monitor.lost(record) == {1}
+    assert monitor.lost(record, 11) == {1}
 
 
 def report(
@@ -417,6 +422,14 @@ def test_an_old_failure_is_not_the_operators() -> None:
     assert finished is not None and finished.why == "no quorum"
     assert not operators.add(CHANGE, 1, now=4, wall=0)  # cooling down
     assert operators.add(CHANGE, 1, now=60, wall=0)
+
+
+def test_a_change_that_is_refused_again_and_again_is_given_up() -> None:
+    operators = Operators(10, 100)
+    operators.add(CHANGE, 1, now=0, wall=0)
+    outcomes = [operators.on_report((1, 1), report(change=Change.FAILED), n) for n in range(6)]
+    assert all(order is not None for order, _ in outcomes[:5])
+    assert outcomes[5][1] is not None and outcomes[5][1].why == "no quorum"
 
 
 def test_operators_time_out() -> None:
