@@ -56,7 +56,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._body: memoryview | None = None
         self._discard = 0
         self._large: Header | None = None
-        self._large_meta: bytes | bytearray | None = None
+        self._large_meta: Buffer | None = None
         self._prefix = b""
         self._out: list[Buffer] = []
         self._out_large = False
@@ -131,7 +131,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             self._fill(nbytes)
             return
         self._end += nbytes
-        view = self._view
+        view, buffer = self._view, self._buffer
         start, end = self._start, self._end
         unpack = HEADER.unpack_from
         limits = self.limits
@@ -140,7 +140,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             self._discard -= dropped
             start += dropped
         while end - start >= HEADER_SIZE:
-            header = unpack(view, start)
+            header = unpack(buffer, start)
             magic, version, flags, kind, status, request_id, meta_length, payload_length, crc = header
             allowed = limits.get(kind)
             if (
@@ -160,19 +160,19 @@ class FrameConnection(asyncio.BufferedProtocol):
                     self._receive_large_meta(header)
                     return
                 break
-            checksum = crc32c(view[start : start + PREFIX_SIZE])
+            # Slices of a bytearray are copies, and cheaper to make than views.
+            checksum = crc32c(buffer[start : start + PREFIX_SIZE])
+            meta: Buffer = b""
             if meta_length:
-                meta = bytes(view[body:data])
+                meta = buffer[body:data]
                 checksum = crc32c(meta, checksum)
-            else:
-                meta = b""
             if checksum != crc:
                 self._bad_checksum()
                 return
             stop = data + payload_length
             if stop <= end:
                 if self.admit(kind, flags, request_id, meta_length, payload_length):
-                    payload = memoryview(bytes(view[data:stop])) if payload_length else _EMPTY
+                    payload = memoryview(buffer[data:stop]) if payload_length else _EMPTY
                     self.deliver(kind, flags, status, request_id, meta, payload)
                 if self.broken:
                     return
