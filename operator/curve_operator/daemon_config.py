@@ -10,6 +10,7 @@ from curve_operator.placement import Slot
 from curve_operator.settings import Settings
 
 DATA = "/data"
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 MAX_PERCENT = 95
 """The rest of a disk is for the log and for copysets' state."""
 TLS = {"ca": "/etc/curve/tls/ca.crt", "cert": "/etc/curve/tls/tls.crt", "key": "/etc/curve/tls/tls.key"}
@@ -121,4 +122,5 @@ def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump(config: dict[str, Any]) -> str:
-    return yaml.safe_dump(config, sort_keys=False)
+    text: str = yaml.dump(config, Dumper=_DUMPER, sort_keys=False)
+    return text

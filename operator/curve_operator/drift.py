@@ -30,10 +30,8 @@ def first_difference(wanted: Any, live: Any, path: str = "") -> str:
 
 
 def _lists(wanted: Sequence[Any], live: Sequence[Any], path: str) -> str:
-    key = next(
-        (key for key in KEYS if wanted and all(isinstance(item, Mapping) and key in item for item in wanted)), ""
-    )
-    if key and len({str(item[key]) for item in wanted}) == len(wanted):
+    key = _identity(wanted)
+    if key:
         by_key = {str(item.get(key)): item for item in live if isinstance(item, Mapping)}
         for item in wanted:
             found = first_difference(item, by_key.get(str(item[key])), f"{path}[{item[key]}]")
@@ -47,4 +45,13 @@ def _lists(wanted: Sequence[Any], live: Sequence[Any], path: str) -> str:
         found = first_difference(one, other, f"{path}[{index}]")
         if found:
             return found
+    return ""
+
+
+def _identity(items: Sequence[Any]) -> str:
+    """The field that tells the items apart, as Kubernetes' own list-maps have one; empty: order decides."""
+    for key in KEYS:
+        values = [str(item[key]) for item in items if isinstance(item, Mapping) and key in item]
+        if items and len(set(values)) == len(items):
+            return key
     return ""

@@ -16,6 +16,9 @@ from curve_operator.settings import PodOptions, Settings
 
 Manifest = dict[str, Any]
 
+# the C parser where it was built: ten times faster, which counts with hundreds of disks
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 ETCD_REQUESTS = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 MDS_REQUESTS = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 CHUNKSERVER_REQUESTS = {"requests": {"cpu": "200m", "memory": "512Mi"}}
@@ -41,7 +44,7 @@ def _render(settings: Settings, template: str, **values: Any) -> Manifest:
             **values,
         )
     )
-    manifest = yaml.safe_load(text)
+    manifest = yaml.load(text, Loader=_LOADER)
     assert isinstance(manifest, dict)
     return complete(settings, manifest)
 

@@ -1,4 +1,4 @@
-"""`values.schema.json` of the curve-cluster chart: its `spec` is the resource's own, so a typo fails at `helm install`."""
+"""`values.schema.json` of the curve-cluster chart: its `spec` is the resource's own, so a typo fails at install."""
 
 from __future__ import annotations
 
