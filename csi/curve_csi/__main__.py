@@ -1,0 +1,3 @@
+from curve_csi.main import main
+
+main()
