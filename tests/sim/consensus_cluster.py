@@ -1,4 +1,4 @@
-"""Whole groups on a virtual clock: the real cores, engines and logs; network, disks, clocks and faults from one seed."""
+"""Whole groups on a virtual clock: real cores, engines and logs; network, disks, clocks and faults from one seed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Node:
         self.number = number
         self.disk = SimDisk()
         self.machine = Machine(number, sim.truth)
+        self.membership = sim.initial
+        """What a new replica here starts with."""
         self.offset = sim.rng.uniform(0, 1000)
         self.rate = 1 + sim.rng.uniform(-0.03, 0.03)
         self.life = 0
@@ -44,7 +46,7 @@ class Node:
 
     # --- life ------------------------------------------------------------------------------------------------------
 
-    def start(self, membership: Membership) -> None:
+    def start(self) -> None:
         self.life += 1
         sim = self.sim
         log = SharedLog(self.disk, sim.log_config, lambda: sim.rng.getrandbits(32))
@@ -55,7 +57,7 @@ class Node:
         self.sending.clear()
         self.seen = Seen()
         self.engine = Engine(self.number, log, sim.raft_config, random.Random(sim.rng.getrandbits(64)), self)
-        group = self.engine.add_group(GROUP, self.machine, membership, self.now())
+        group = self.engine.add_group(GROUP, self.machine, self.membership, self.now())
         if group.raft is None:
             raise Violation(f"node {self.number}: corrupt after a crash: {group.log.corrupt}")
         self.seen.commit = group.raft.commit
@@ -270,13 +272,13 @@ class Simulation:
         self.log_config = LogConfig(segment_size=32 * 1024, max_size=32 * 1024 * rng.choice((4, 12)))
         self.big = rng.choice((0, 0, 3000))
         self.members = tuple(range(1, members + 1))
+        self.initial = Membership(voters=self.members)
         self.nodes: dict[int, Node] = {}
         for number in range(1, members + 3):
             self.nodes[number] = Node(self, number)
         self.commands = 0
-        self.initial = Membership(voters=self.members)
         for node in self.nodes.values():
-            node.start(self.initial)
+            node.start()
             self._ticks(node)
         self.at(0.0, self._fault)
         self.at(0.0, self._client)
@@ -448,7 +450,7 @@ class Simulation:
 
     def _restart(self, node: Node) -> None:
         if node.engine is None:
-            node.start(self.initial)
+            node.start()
 
     def _wipe(self, node: Node) -> None:
         """A replica that the committed membership no longer has is removed, and may come back empty."""
@@ -470,11 +472,11 @@ class Simulation:
 
         def fresh() -> None:
             if node.engine is engine and GROUP not in engine.groups:
-                others = tuple(number for number in self.members if number != node.number)
-                engine.add_group(GROUP, node.machine, Membership(voters=others), node.now())
+                engine.add_group(GROUP, node.machine, node.membership, node.now())
                 node.seen = Seen()
                 node.flush()
 
+        node.membership = Membership(voters=tuple(number for number in self.members if number != node.number))
         engine.remove_group(GROUP, removed)
         node.machine.durable = (0, 0)
         node.machine.crash()

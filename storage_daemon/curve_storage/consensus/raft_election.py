@@ -1,6 +1,7 @@
 """Elections: pre-vote, votes, check-quorum, leadership transfer, and the follower's side of the lease.
 
-A voter that has heard a leader less than `lease` ago refuses every vote and pre-vote, so that a leader's lease cannot
+A member that is not in its own membership gives no vote: it is new, and may have been a member before, with a memory
+that is gone. A voter that has heard a leader less than `lease` ago refuses every vote and pre-vote, so that a leader's lease cannot
 be broken. The one exception is a transfer: TIMEOUT_NOW carries the stamp at which the leader gives up waiting, the
 forced votes carry it on, and whoever has heard the leader after that stamp refuses them like any other.
 """
@@ -161,11 +162,12 @@ class Elections(Replication):
             if has_quorum(self.membership, self.granted):
                 self._lead()
 
-    def _up_to_date(self, message: Message) -> bool:
-        return (message.log_term, message.index) >= (self.log.last_term, self.log.last)
+    def _may_vote(self, message: Message) -> bool:
+        up_to_date = (message.log_term, message.index) >= (self.log.last_term, self.log.last)
+        return up_to_date and self.node in self.membership.members
 
     def on_prevote(self, message: Message) -> None:
-        grant = message.term > self.term and self._up_to_date(message) and not self.in_lease()
+        grant = message.term > self.term and self._may_vote(message) and not self.in_lease()
         self.send(
             Message(
                 PREVOTE_REPLY,
@@ -189,7 +191,7 @@ class Elections(Replication):
         grant = (
             free
             and self.role is not Role.LEADER
-            and self._up_to_date(message)
+            and self._may_vote(message)
             and (not self.in_lease() or self.forced_past_lease(message))
         )
         if grant:
@@ -241,7 +243,8 @@ class Elections(Replication):
         members = self.membership.members
         for node in members:
             if node not in self.progress and node != self.node:
-                self.progress[node] = Progress(self.log.last + 1)
+                self.stamp = max(int(self.now * 1e9), self.stamp + 1)
+                self.progress[node] = Progress(self.log.last + 1, self.stamp)
                 self.progress[node].active = self.now
         for node in [node for node in self.progress if node not in members]:
             del self.progress[node]

@@ -94,6 +94,9 @@ class MembershipChanges(Reads):
         progress = self.progress.get(node)
         if progress is None:
             return node == self.node
+        # It must know itself a member before its vote can be needed.
+        if progress.match < self.config_index:
+            return False
         return progress.state == REPLICATE and self.log.last - progress.match <= self.config.learner_lag
 
     def watch_change(self) -> None:

@@ -15,10 +15,12 @@ SNAPSHOT: Final = 2
 
 class Progress:
     __slots__ = (
-        "active", "hibernated", "inflight", "inflight_bytes", "match", "next", "probing", "stamp", "state",
+        "active", "born", "hibernated", "inflight", "inflight_bytes", "match", "next", "probing", "stamp", "state",
     )  # fmt: skip
 
-    def __init__(self, next_index: int) -> None:
+    def __init__(self, next_index: int, born: int = 0) -> None:
+        self.born = born
+        """Answers to messages sent before this stamp are about a replica that may have been replaced since."""
         self.match = 0
         self.next = next_index
         self.state = PROBE
@@ -32,10 +34,10 @@ class Progress:
         self.hibernated = 0
 
     def sent(self, last: int, size: int) -> None:
-        self.next = last + 1
         if self.state == PROBE:
-            self.probing = True
+            self.probing = True  # `next` stays until the answer
         else:
+            self.next = last + 1
             self.inflight.append((last, size))
             self.inflight_bytes += size
 

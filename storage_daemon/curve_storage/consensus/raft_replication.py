@@ -112,7 +112,7 @@ class Replication(RaftState):
             progress.sent(last, sum([entry.size for entry in entries]))
 
     def send_heartbeat(self, node: int, progress: Progress) -> None:
-        """`index` is the last entry sent, so that a member that lost an append says so."""
+        """`index` is the last entry sent, so that a member that did not get it (or forgot it in a restart) says so."""
         index = progress.next - 1 if progress.state == REPLICATE else 0
         self.send(
             Message(
@@ -130,7 +130,7 @@ class Replication(RaftState):
 
     def on_append_reply(self, message: Message) -> None:
         progress = self.progress.get(message.src)
-        if progress is None:
+        if progress is None or message.stamp < progress.born:
             return
         progress.active = self.now
         if message.stamp > progress.stamp:
@@ -166,7 +166,7 @@ class Replication(RaftState):
 
     def on_heartbeat_reply(self, message: Message) -> None:
         progress = self.progress.get(message.src)
-        if progress is None:
+        if progress is None or message.stamp < progress.born:
             return
         progress.active = self.now
         if message.stamp > progress.stamp:
@@ -180,8 +180,8 @@ class Replication(RaftState):
                 progress.replicate()
         elif progress.state == PROBE:
             progress.probing = False
-        elif message.reject and message.commit < progress.next - 1:
-            progress.probe(min(progress.match, message.commit) + 1)
+        elif message.reject:
+            progress.probe(progress.match + 1)
         if progress.match < self.log.last:
             self.replicate(message.src, progress)
 
@@ -292,5 +292,5 @@ class Replication(RaftState):
         if commit > self.commit:
             self.commit = commit
             self.on_commit()
-        lost = self.log.last < message.index
+        lost = self.verified < message.index
         self.reply(message, HEARTBEAT_REPLY, min(self.verified, self.persisted_index), reject=lost)
