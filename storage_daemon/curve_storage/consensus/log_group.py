@@ -147,7 +147,7 @@ class GroupLog:
         self.pending = (
             (state.pending[0], state.pending[1], unpack_membership(state.pending[2])) if state.pending else None
         )
-        self.drop_old_configs()
+        # All memberships stay: the last entries, newer memberships among them, may yet be truncated.
 
     def restored(self, applied: int) -> Restored:
         return Restored(

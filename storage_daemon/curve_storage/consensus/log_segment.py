@@ -1,7 +1,8 @@
 """Segment files: live ones in order of their sequence numbers, and a pool of files ready to be written.
 
-A file in the pool is written out, so that a sync has no metadata to store, and begins with a page of zeros, so that
-it is never taken for a live segment. Recycling writes that page durably before the file returns.
+A file in the pool is written out, so that a sync has no metadata to store, and has zeros in place of the first record's
+header, so that it is never taken for a live segment. Recycling writes those durably before the file returns; only
+those: torn, they leave either the whole old segment or none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 
 from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.disk import Disk, DiskFile
+from curve_storage.consensus.log_record import HEADER_SIZE
 
 _NAME = re.compile(r"^segment-(\d{4,})\.log$")
 PAGE = 4096
@@ -88,7 +90,7 @@ class SegmentPool:
 
     def recycle(self, file: DiskFile) -> None:
         """Raises DiskFailed."""
-        file.write(0, [ZERO_PAGE])
+        file.write(0, [ZERO_PAGE[:HEADER_SIZE]])
         file.sync()
         self.add_free(file)
 

@@ -274,7 +274,7 @@ class Raft(MembershipChanges):
 
     def _on_hibernate_reply(self, message: Message) -> None:
         progress = self.progress.get(message.src)
-        if self.role is not Role.LEADER or progress is None or self.hibernating:
+        if self.role is not Role.LEADER or progress is None or self.hibernating or message.stamp < progress.born:
             return
         progress.active = self.now
         if message.stamp > progress.stamp:

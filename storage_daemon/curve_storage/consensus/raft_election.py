@@ -1,9 +1,10 @@
 """Elections: pre-vote, votes, check-quorum, leadership transfer, and the follower's side of the lease.
 
 A member that is not in its own membership gives no vote: it is new, and may have been a member before, with a memory
-that is gone. A voter that has heard a leader less than `lease` ago refuses every vote and pre-vote, so that a leader's lease cannot
-be broken. The one exception is a transfer: TIMEOUT_NOW carries the stamp at which the leader gives up waiting, the
-forced votes carry it on, and whoever has heard the leader after that stamp refuses them like any other.
+that is gone. A voter that has heard a leader less than `lease` ago refuses every vote and pre-vote, so that a
+leader's lease cannot be broken. The one exception is a transfer: TIMEOUT_NOW carries the stamp at which the leader
+gives up waiting, the forced votes carry it on, and whoever has heard the leader after that stamp refuses them like
+any other.
 """
 
 from __future__ import annotations
