@@ -309,7 +309,7 @@ class SharedLog:
         self.segments.append(segment)
         self._files[sequence] = file
         self._batch.parts.append((file, 0, self._buffers))
-        self._write(SEGMENT, index=end)
+        self._write(SEGMENT, term=len(self.groups), index=end)
         for log in self.groups.values():
             self._write(STATE, chain=log.chain, group=log.group, header=pack_state(log.state()))
         return True

@@ -5,7 +5,8 @@ term, index, payload length, data CRC32C (header + payload), salt, CRC32C of the
 header, the payload, and zeros to a multiple of 8. `chain` counts the records of a group: a gap tells that one was
 lost. `salt` is drawn anew for each segment, so that nothing left in a recycled file is ever taken for its content.
 
-What term and index mean: SEGMENT index = where the previous segment ends; HARD term, index = vote; TRUNCATE
+What term and index mean: SEGMENT index = where the previous segment ends, term = number of STATE records that follow;
+HARD term, index = vote; TRUNCATE
 index = first entry removed, term = that of the entry before it; RESTORE_BEGIN and RESTORE index and term of the
 snapshot, header = membership; STATE: header = msgpack, written for every group at the start of a segment.
 """

@@ -123,6 +123,12 @@ def scan(files: list[DiskFile], config: LogConfig, segment_file: SegmentFile) ->
         else:
             result.free.append(file)
     live.sort(key=lambda item: item[0])
+    if len(live) > 1 and not _begun(live[-1], config):
+        # The write that started it was torn: it does not exist yet, and the one before is still the newest.
+        _, file, _ = live.pop()
+        file.write(0, [bytes(HEADER_SIZE)])
+        file.sync()
+        result.free.append(file)
     _Replay(result, config, segment_file).run(live)
     return result
 
@@ -136,6 +142,35 @@ def _headless(reader: _Reader) -> Owner | None:
             return record.segment, record.salt
         found = reader.search(place + record.length, None)
     return None
+
+
+def _begun(newest: tuple[Owner, DiskFile, int], config: LogConfig) -> bool:
+    """Whether the start of the newest segment, with the state of every group, is complete or was synced."""
+    owner, file, end_of_previous = newest
+    if end_of_previous < 0:
+        return True
+    reader = _Reader(file, config.segment_size)
+    record = reader.header(0, owner)
+    missing = record.term if record is not None else 0
+    offset = record.length if record is not None else 0
+    while missing:
+        record = reader.header(offset, owner)
+        if record is None or record.type != STATE or not reader.intact(offset, record):
+            return _was_synced(reader, offset, record, owner)
+        offset += record.length
+        missing -= 1
+    return True
+
+
+def _was_synced(reader: _Reader, offset: int, record: Record | None, owner: Owner) -> bool:
+    """Whether a batch was written after the place: then everything before it was durable."""
+    found = reader.search(offset + (record.length if record else ALIGN), owner)
+    while found is not None:
+        place, later = found
+        if later.type == BATCH:
+            return True
+        found = reader.search(place + later.length, owner)
+    return False
 
 
 class _Replay:
@@ -195,7 +230,7 @@ class _Replay:
                 yield offset, record, header
                 offset += record.length
                 continue
-            if (limit is None or limit < 0) and not self._was_synced(reader, offset, record, owner):
+            if (limit is None or limit < 0) and not _was_synced(reader, offset, record, owner):
                 if newest:
                     self._clean(segment, reader, offset)
                 break
@@ -211,15 +246,6 @@ class _Replay:
                 following = reader.search(offset + ALIGN, owner)
                 offset = following[0] if following else end
         segment.tail = offset
-
-    def _was_synced(self, reader: _Reader, offset: int, record: Record | None, owner: Owner) -> bool:
-        found = reader.search(offset + (record.length if record else ALIGN), owner)
-        while found is not None:
-            place, later = found
-            if later.type == BATCH:
-                return True
-            found = reader.search(place + later.length, owner)
-        return False
 
     def _clean(self, segment: Segment, reader: _Reader, offset: int) -> None:
         """Overwrites what an unsynced write left behind the cut, lest new records make it look valid."""
