@@ -51,6 +51,7 @@ class Core:
     topology: asyncio.Lock = field(default_factory=asyncio.Lock)  # chunkservers, pools, copysets
     monitor: Monitor = field(init=False)
     operators: Operators = field(init=False)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # set when a step has ended: the next may begin
     promising: dict[str, int] = field(default_factory=dict)  # poolset → bytes being created just now
     _members: tuple[int, dict[int, list[int]]] = (-1, {})  # by pool, as of that placement version
     on_event: Callable[[str, dict[str, object]], None] = lambda event, fields: None

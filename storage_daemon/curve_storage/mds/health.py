@@ -149,7 +149,7 @@ def _copysets(core: Core, now: float) -> Iterable[Reason]:
             "copyset_degraded",
             f"{len(waiting)} copysets have fewer replicas than they should: {enumerate_some(waiting)}",
         )
-    stuck = recover.stuck(view(core.tables, core.monitor, {}, now=now, per_node=1))
+    stuck = recover.stuck(view(core.tables, core.monitor, core.operators.steps(), now=now, per_node=1))
     if stuck:
         names = enumerate_some([f"{g.key[0]}/{g.key[1]}" for g in stuck])
         yield Reason(

@@ -181,6 +181,7 @@ class Heartbeats:
             answer.orders.append(Order(_ORDER_OF[step.kind], key, operator.epoch, target=step.target, old=step.old))
 
     def _finished(self, finished: Finished) -> None:
+        self._core.wake.set()
         step = finished.operator.step
         self._core.on_event(
             f"operator_{finished.outcome}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -74,7 +75,7 @@ class Term:
         self.core.monitor.started = self.core.clock.monotonic()
         self.sessions.start()
         if background:
-            self._spawn(self._loop("schedulers", self.core.config.schedulers.interval, self._schedule))
+            self._spawn(self._loop("schedulers", self.core.config.schedulers.interval, self._schedule, self.core.wake))
             self._spawn(self._loop("sessions", EXPIRY_INTERVAL, self.sessions.expire))
             self._spawn(self._loop("cleaner", CLEANING_INTERVAL, self.cleaner.round))
         return count
@@ -129,10 +130,22 @@ class Term:
         """Runs a request to its end even when the caller has gone away, so that nothing is left half done."""
         return await asyncio.shield(self._spawn(work))
 
-    async def _loop(self, name: str, interval: float, work: Callable[[], Awaitable[object]]) -> None:
+    async def _loop(
+        self,
+        name: str,
+        interval: float,
+        work: Callable[[], Awaitable[object]],
+        wake: asyncio.Event | None = None,
+    ) -> None:
+        """Rounds of `work`, `interval` seconds apart, or as soon as `wake` is set."""
         pause = interval
         while not self._closed:
-            await asyncio.sleep(pause)
+            if wake is not None and pause <= interval:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wake.wait(), pause)
+                wake.clear()
+            else:
+                await asyncio.sleep(pause)
             began = self.core.clock.monotonic()
             try:
                 await work()

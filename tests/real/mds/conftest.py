@@ -70,7 +70,7 @@ class MdsProcess:
 
 class MdsTrio:
     def __init__(self, directory: Path, endpoints: list[str], prefix: str, count: int = 3, **settings: Any) -> None:
-        self.directory = directory
+        self.directory, self.prefix = directory, prefix
         self.keyring = Keyring.generate()
         self.keyring.save(directory / "keyring.json")
         ports = free_ports(2 * count)
@@ -249,12 +249,14 @@ def trio(etcd: EtcdCluster, tmp_path: Path) -> Iterator[MdsTrio]:
 
 
 @pytest.fixture
-def make_trio(tmp_path: Path) -> Iterator[Callable[[list[str], int], MdsTrio]]:
+def make_trio(tmp_path: Path) -> Iterator[Callable[..., MdsTrio]]:
     """MDSs (not started) on any endpoints."""
     made: list[MdsTrio] = []
 
-    def make(endpoints: list[str], count: int) -> MdsTrio:
-        made.append(MdsTrio(tmp_path, endpoints, f"{uuid.uuid4().hex}/", count))
+    def make(endpoints: list[str], count: int, prefix: str = "", **settings: Any) -> MdsTrio:
+        directory = tmp_path / f"group{len(made)}"
+        directory.mkdir()
+        made.append(MdsTrio(directory, endpoints, prefix or f"{uuid.uuid4().hex}/", count, **settings))
         return made[-1]
 
     yield make

@@ -16,10 +16,7 @@ def drain(view: View) -> list[Step]:
             if member in view.nodes and view.nodes[member].draining and view.has_quorum(group):
                 target = view.target_for(group, [m for m in group.members if m != member])
                 if target:
-                    step = Step(
-                        group.key, StepKind.CHANGE_PEER, target, member, NAME, "its chunkserver is being drained"
-                    )
-                    steps.append(view.take(step))
+                    steps.append(view.take(_replace(view, group, member, target, "its chunkserver is being drained")))
                 break
     return steps
 
@@ -88,7 +85,17 @@ def _move(view: View, source: Node, groups: Sequence[Group], spread: float, empt
             best = (*rank, group, target)
     if best is None:
         return None
-    return Step(best[2].key, StepKind.CHANGE_PEER, best[3], source.id, NAME, "evens out the copysets")
+    return _replace(view, best[2], source.id, best[3], "evens out the copysets")
+
+
+def _replace(view: View, group: Group, old: int, target: int, why: str) -> Step:
+    """A leader hands over before it leaves its copyset, so that writes do not wait for an election."""
+    if group.leader == old:
+        heirs = [m for m in view.alive(group) if m != old and not view.nodes[m].draining]
+        if heirs:
+            heir = min(heirs, key=lambda m: (not view.nodes[m].settled, m))
+            return Step(group.key, StepKind.TRANSFER_LEADER, heir, scheduler=NAME, why=why)
+    return Step(group.key, StepKind.CHANGE_PEER, target, old, NAME, why)
 
 
 def _keeps_zones(view: View, group: Group, source: Node, remaining: Sequence[int], target: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from curve_storage.mds.view import Group, Step, StepKind, View
 
 NAME = "recover"
@@ -46,6 +48,7 @@ def stuck(view: View) -> list[Group]:
     for group in _damaged(view):
         dead = next(m for m in group.members if _dead(view, group, m))
         remaining = [m for m in group.members if m != dead]
-        if len(group.members) <= group.replicas and not free.target_for(group, remaining):
+        anywhere = replace(group, ghosts=frozenset())
+        if len(group.members) <= group.replicas and not free.target_for(anywhere, remaining):
             found.append(group)
     return found
