@@ -93,7 +93,8 @@ class StateMachine(Protocol):
     def apply(self, index: int, term: int, header: bytes, payload: memoryview) -> Any:
         """Applies one committed command, synchronously, in order; its return value (or a CurveError it RETURNS, not
         raises) is the result of the proposal. `payload` is valid only during the call. Must be idempotent under
-        replay from any earlier checkpoint. An exception is fatal to the process."""
+        replay from any earlier checkpoint. An exception is fatal to the process. An empty header is no command but
+        an entry of the group's own (a no-op, a membership): the index advances, nothing else."""
         ...
 
     def on_role(self, leader: bool, term: int) -> None: ...

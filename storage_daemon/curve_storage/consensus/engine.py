@@ -22,6 +22,8 @@ from curve_storage.consensus.raft import Raft
 from curve_storage.consensus.raft_messages import APPEND, HIBERNATE, Message, Ready, RoleChange
 from curve_storage.errors import Aborted, AlreadyExists, Corruption, CurveError, NotFound, NotLeader
 
+_NOTHING = memoryview(b"")
+
 
 class Waiter(Protocol):
     """Told of the ends of proposals and reads, and of members that need a snapshot."""
@@ -321,6 +323,9 @@ class Engine:
             if entry.kind == COMMAND:
                 result = apply(entry.index, entry.term, entry.header, memoryview(entry.payload))
                 group.applied_bytes += entry.size
+            else:
+                # Of no effect, but the machine's durable index has to pass it: else it would hold its segment for ever.
+                apply(entry.index, entry.term, b"", _NOTHING)
             while pending and pending[0][0] <= entry.index:
                 index, term, token = pending.popleft()
                 if index == entry.index and term == entry.term:

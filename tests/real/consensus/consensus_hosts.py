@@ -46,6 +46,8 @@ class Commands:
     def apply(self, index: int, term: int, header: bytes, payload: memoryview) -> Any:
         assert index > self.index, "an entry was applied twice"
         self.index = index
+        if not header:
+            return None
         if header == b"refuse":
             return Overloaded("refused by the state machine")
         self.commands.append((index, header.decode()))
