@@ -21,29 +21,33 @@ RUN --mount=type=secret,id=apt,target=/etc/apt/sources.list.d/build.sources \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log
 CMD ["sleep", "infinity"]
 
-# The locked dependencies in an environment of their own; /build holds pip and the build backend and stays behind.
-FROM runtime AS dependencies
-COPY requirements.lock requirements.runtime.lock /build/
+# The locked dependencies in an environment of their own. pip is there only while it is needed.
+FROM runtime AS environment
+COPY requirements.runtime.lock /opt/curve/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,target=/run/build-ca.crt \
-    python3 -m venv /build/venv \
+    python3 -m venv /tmp/pip \
+    && python3 -m venv --without-pip /opt/curve \
+    && /tmp/pip/bin/pip --python /opt/curve/bin/python install --no-cache-dir --require-hashes --no-deps \
+       -r /opt/curve/requirements.runtime.lock \
+    && rm -rf /tmp/pip
+
+# The product alone, in an environment at the same place.
+FROM runtime AS product
+COPY requirements.lock /build/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,target=/run/build-ca.crt \
+    python3 -m venv /build/pip \
     && python3 -m venv --without-pip /opt/curve \
     && sed -n '/^setuptools==/,/[^\\]$/p' /build/requirements.lock > /build/backend.lock \
-    && /build/venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r /build/backend.lock \
-    && /build/venv/bin/pip --python /opt/curve/bin/python install --no-cache-dir --require-hashes --no-deps \
-       -r /build/requirements.runtime.lock
-
-FROM dependencies AS wheel
-WORKDIR /source
+    && /build/pip/bin/pip install --no-cache-dir --require-hashes --no-deps -r /build/backend.lock
+WORKDIR /build/source
 COPY pyproject.toml README.md ./
 COPY storage_daemon storage_daemon
 COPY operator operator
 COPY csi csi
-RUN /build/venv/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels .
+RUN /build/pip/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels . \
+    && /build/pip/bin/pip --python /opt/curve/bin/python install --no-deps --no-index /build/wheels/*.whl
 
-FROM runtime AS curve
-COPY --from=dependencies /opt/curve /opt/curve
-# The only layer that a change of the product's code renews.
-RUN --mount=type=bind,from=wheel,source=/build/venv,target=/build/venv \
-    --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /build/venv/bin/pip --python /opt/curve/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
+FROM environment AS curve
+# The one layer that a change of the product's code renews.
+COPY --from=product /opt/curve /opt/curve
 CMD ["curve", "--help"]

@@ -22,7 +22,7 @@ from e2e.box.node_operations import BoxNode
 from e2e.box.places import MANIFESTS, Places
 from e2e.box.progress import Progress
 from e2e.box.seed import Seed
-from e2e.box.state import State, StateFile, boot_id, sole_operation, start_time
+from e2e.box.state import State, StateFile, boot_id, cache_in_use, sole_operation, start_time
 from e2e.box.sweep import sweep
 
 API_PORT = 16443
@@ -51,8 +51,7 @@ class Box:
             machine.check(self._given)
             packages.ensure(self._progress)
             GoBuilder(self._given, self._progress).ensure()
-            archives = self._archives(product)
-            seed = Seed(self._given, self._progress).ensure(archives)
+            archives, seed = self._images(product)
             state = self._file.load()
             if state is None or state.phase != "up" or state.supervisor_pid() is None:
                 self._remove_leftovers(state)
@@ -130,8 +129,7 @@ class Box:
     def refresh_images(self) -> list[str]:
         """Builds the images whose sources changed, gives them to the nodes, and returns their names."""
         with sole_operation():
-            archives = self._archives(product=True)
-            Seed(self._given, self._progress).ensure(archives)
+            archives, _ = self._images(product=True)
             return self._load_changed(archives)
 
     def nodes(self) -> list[BoxNode]:
@@ -170,11 +168,13 @@ class Box:
 
     # Starting
 
-    def _archives(self, product: bool) -> list[Archive]:
-        archives = images.go_archives(self._given, self._progress)
-        if product:
-            archives += dockerfile.archives(self._given, self._progress)
-        return archives
+    def _images(self, product: bool) -> tuple[list[Archive], Path]:
+        """Archives of all images, and the seed that holds them."""
+        with cache_in_use(self._given):
+            archives = images.go_archives(self._given, self._progress)
+            if product:
+                archives += dockerfile.archives(self._given, self._progress)
+            return archives, Seed(self._given, self._progress).ensure(archives)
 
     def _remove_leftovers(self, state: State | None) -> None:
         if state is None and not self.exists():
@@ -211,9 +211,10 @@ class Box:
             for process in (store, server):
                 control.start(process)
             proxy = (credentials / "kube-proxy.conf").read_text()
-            for node in nodes:
-                node.prepare(authority, proxy)
-                node.take_images(seed)
+            with cache_in_use(places):
+                for node in nodes:
+                    node.prepare(authority, proxy)
+                    node.take_images(seed)
             self._remember_images(archives)
         self.wait("API server", lambda: self.kubectl("get", "--raw=/readyz") == "ok", API_PATIENCE)
         for process in clients:

@@ -1,4 +1,4 @@
-"""The box's control groups: one subtree, `curve-box`, below every hierarchy of the machine."""
+"""The box's control groups: one subtree of its name below every hierarchy of the machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from curve_storage.errors import Aborted, FailedPrecondition
+from e2e.box.places import NAME
 
 ROOT = Path("/sys/fs/cgroup")
-TOP = "curve-box"
+TOP = NAME
 NEEDED = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids")
 PATIENCE = 10.0
 
@@ -45,7 +46,7 @@ def check() -> None:
 
 
 def create(name: str) -> None:
-    """Makes `curve-box/<name>` in every version 1 hierarchy, ready to take processes."""
+    """Makes `BOX/<name>` in every version 1 hierarchy, ready to take processes."""
     for mount, options in _mounted():
         if not options:
             continue
@@ -60,7 +61,7 @@ def create(name: str) -> None:
 
 
 def _folders(name: str) -> list[Path]:
-    """Every group at and below `curve-box/<name>`, deepest first."""
+    """Every group at and below `BOX/<name>`, deepest first."""
     return [
         Path(folder)
         for mount, _ in _mounted()
@@ -69,7 +70,7 @@ def _folders(name: str) -> list[Path]:
 
 
 def processes(name: str = "") -> set[int]:
-    """Processes in `curve-box/<name>` and below; the whole box's without a name."""
+    """Processes in `BOX/<name>` and below; the whole box's without a name."""
     found: set[int] = set()
     for folder in _folders(name):
         try:
@@ -80,7 +81,7 @@ def processes(name: str = "") -> set[int]:
 
 
 def kill(name: str = "") -> None:
-    """Kills what is in `curve-box/<name>` until nothing is left. Raises Aborted when something does not die."""
+    """Kills what is in `BOX/<name>` until nothing is left. Raises Aborted when something does not die."""
     end = time.monotonic() + PATIENCE
     while remaining := processes(name):
         for process in remaining:
@@ -98,7 +99,7 @@ def kill(name: str = "") -> None:
 
 
 def remove(name: str = "") -> None:
-    """Removes `curve-box/<name>` and all below it; a group whose last process is only just gone needs a moment."""
+    """Removes `BOX/<name>` and all below it; a group whose last process is only just gone needs a moment."""
     end = time.monotonic() + PATIENCE
     while folders := _folders(name):
         for folder in folders:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from e2e.box import network, pki
-from e2e.box.places import Places
+from e2e.box.places import NAME, Places
 from e2e.box.supervisor import ProcessSpec
 
 API_PORT = 6443
 API_URL = f"https://{network.CONTROL_PLANE}:{API_PORT}"
-CGROUP = "curve-box/control-plane"
+CGROUP = f"{NAME}/control-plane"
 ETCD_URL = "http://127.0.0.1:2379"
 CLIENTS = {
     "controller-manager": "system:kube-controller-manager",

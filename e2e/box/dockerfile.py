@@ -137,7 +137,10 @@ class _Builder:
             self._buildah("bud", *options, "--target", target.stage, "--tag", target.reference, str(REPOSITORY))
         self._step.detail = "writing the archive"
         temporary = archive.path.with_name(f".{archive.path.name}.{os.getpid()}")
-        self._buildah("push", "--quiet", target.reference, f"oci-archive:{temporary}:{target.reference}")
+        # Not compressed: it only goes to the nodes of this machine, and each change of the product makes it anew.
+        self._buildah(
+            "push", "--quiet", "--disable-compression", target.reference, f"oci-archive:{temporary}:{target.reference}"
+        )
         os.replace(temporary, archive.path)
 
     def _ensure_base(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 LOOP_CLR_FD = 0x4C01
 LOOP_GET_STATUS64 = 0x4C05
+LOOP_MAJOR = 7
 # struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt type, key size, flags, file name, …
 _STATUS = struct.Struct("<QQQQQIIII64s64s32s2Q")
 NODE_FOLDERS = ("/var/lib/curve/", "/var/lib/kubelet/")
@@ -26,11 +27,16 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Loop:
-    """An attached loop device. `device`, `inode`: of the backing file; `path`: as it was called when attached."""
+    """An attached loop device.
+
+    device, inode: of the backing file; behind: the block device that the backing file is, 0 for a regular file;
+    path: as the backing file was called when it was attached.
+    """
 
     number: int
     device: int
     inode: int
+    behind: int
     path: str
 
 
@@ -53,7 +59,7 @@ def attached() -> list[Loop]:
             os.close(descriptor)
         fields = _STATUS.unpack(status)
         name = fields[9].split(b"\0")[0].decode(errors="replace")
-        found.append(Loop(int(folder.name.removeprefix("loop")), fields[0], fields[1], name or path))
+        found.append(Loop(int(folder.name.removeprefix("loop")), fields[0], fields[1], fields[2], name or path))
     return found
 
 
@@ -73,11 +79,11 @@ def mounted_devices(mountinfos: Iterable[str]) -> set[int]:
     }
 
 
-def living_mountinfos(excluding: set[int] | None = None) -> list[str]:
-    """/proc/PID/mountinfo of one process for each mount namespace, without the processes `excluding`."""
+def living_mountinfos() -> list[str]:
+    """/proc/PID/mountinfo of one process for each mount namespace in which something lives."""
     texts: dict[str, str] = {}
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal() or int(folder.name) in (excluding or set()):
+        if not folder.name.isdecimal():
             continue
         try:
             namespace = os.readlink(folder / "ns/mnt")
@@ -89,18 +95,22 @@ def living_mountinfos(excluding: set[int] | None = None) -> list[str]:
 
 
 def ours(loops: Iterable[Loop], files: set[tuple[int, int]], living: set[int], lost: set[int]) -> list[Loop]:
-    """Those loop devices that belong to the box.
+    """Those loop devices that belonged to what has died.
 
-    files: (device, inode) of the box's data files; living: devices of file systems mounted outside the box;
-    lost: devices of file systems that only the box had mounted.
+    files: (device, inode) of the dead's data files; living: devices of file systems mounted in any living mount
+    namespace; lost: devices of file systems that the dead had mounted. A loop device over one of ours is ours.
     """
-    return [
+    listed = list(loops)
+    found = [
         loop
-        for loop in loops
+        for loop in listed
         if (loop.device, loop.inode) in files
         or loop.device in lost - living
-        or (loop.path.startswith(NODE_FOLDERS) and (loop.device not in living or not os.path.exists(loop.path)))
+        or (loop.path.startswith(NODE_FOLDERS) and loop.device not in living)
     ]
+    numbers = {os.makedev(LOOP_MAJOR, loop.number) for loop in found}
+    stacked = [loop for loop in listed if loop.behind in numbers and loop not in found]
+    return [*stacked, *found]
 
 
 def files_below(folder: Path, inodes: set[int]) -> set[tuple[int, int]]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.box.command import CommandFailed, run
+from e2e.box.places import NAME
 
-NAME = "curve-box"
 NAMESPACES = Path("/run/netns")
 BRIDGE = "curve-box"
 CONTROL_PLANE = "10.232.0.1"

@@ -2,19 +2,33 @@
 
 Caches (programs, images, the seed of the nodes' image stores) and the box's data share one file system, because nodes
 get their images by hard links. What finds a running box again, the state file and the control socket, is machine-
-wide: there can be one box per machine, and any checkout may take it down.
+wide: any checkout may take a box down. A second box beside the first needs a name of its own, in $CURVE_BOX_NAME.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from curve_storage.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM_SOURCES = Path(__file__).resolve().parent / "programs"
 MANIFESTS = Path(__file__).resolve().parent / "manifests"
-RUNTIME = Path("/run/curve-box")
+
+
+def box_name(given: str) -> str:
+    """Checks $CURVE_BOX_NAME. Raises ConfigError for a name whose traces could not be told from another box's."""
+    if not re.fullmatch(r"curve-box(-[a-z]+)?", given):
+        raise ConfigError(f"not a name for a box: {given!r}", where="CURVE_BOX_NAME", todo="Use curve-box-LETTERS.")
+    return given
+
+
+# Every trace of a box carries its name: network namespaces, control groups, the folder in /run, nodes.
+NAME = box_name(os.environ.get("CURVE_BOX_NAME", "curve-box"))
+RUNTIME = Path("/run") / NAME
 
 
 def cache_from_environment() -> Path:
@@ -57,8 +71,8 @@ class Places:
 
     @property
     def box(self) -> Path:
-        """Data of the one box: control plane, nodes, logs."""
-        return self.cache / "box"
+        """Data of the box: control plane, nodes, logs."""
+        return self.cache / NAME.removeprefix("curve-")
 
     @property
     def logs(self) -> Path:

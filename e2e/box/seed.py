@@ -41,22 +41,21 @@ class Seed:
         self._list = places.cache / "seed.json"
 
     def ensure(self, archives: Sequence[Archive]) -> Path:
-        """The seed's folder, with exactly these images current in it."""
+        """The seed's folder, with these images current in it."""
         wanted = {archive.reference: archive.key for archive in archives}
         present = self._present()
         changed = [archive for archive in archives if present.get(archive.reference) != archive.key]
-        gone = [reference for reference in present if reference not in wanted]
-        if not changed and not gone:
+        if not changed:
             return self._places.seed
         with self._progress.step(f"importing {len(changed)} images"):
             try:
-                self._import(changed, gone)
+                self._import(changed)
             except CommandFailed:
                 # A seed that a crash left in pieces is cheaper made anew than repaired.
                 shutil.rmtree(self._places.seed, ignore_errors=True)
                 self._list.unlink(missing_ok=True)
-                self._import(list(archives), [])
-        self._list.write_text(json.dumps(wanted, indent=1))
+                self._import(list(archives))
+        self._list.write_text(json.dumps({**present, **wanted}, indent=1))
         return self._places.seed
 
     def _present(self) -> dict[str, str]:
@@ -68,7 +67,7 @@ class Seed:
             return {}
         return listed
 
-    def _import(self, archives: Sequence[Archive], gone: Sequence[str]) -> None:
+    def _import(self, archives: Sequence[Archive]) -> None:
         self._places.seed.mkdir(parents=True, exist_ok=True)
         ctr = self._places.bin / "ctr"
         with (
@@ -77,8 +76,6 @@ class Seed:
         ):
             for archive in archives:
                 import_archive(ctr, socket, archive.path)
-            if gone:
-                run([ctr, "--address", socket, "--namespace", "k8s.io", "images", "remove", "--sync", *gone])
 
 
 class _Containerd:

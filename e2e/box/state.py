@@ -4,6 +4,7 @@ point.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from curve_storage.errors import DeadlineExceeded
-from e2e.box.places import Places
+from e2e.box.places import NAME, Places
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -104,14 +105,23 @@ def sole_operation(patience: float = 600.0) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
         while True:
             try:
-                lock.bind("\0curve-box")
+                lock.bind(f"\0{NAME}")
                 break
             except OSError as error:
                 if time.monotonic() > end:
                     raise DeadlineExceeded(
                         "another command is changing the box",
-                        where="curve-box",
+                        where=NAME,
                         todo="Wait for it, or end it, then repeat.",
                     ) from error
                 time.sleep(0.1)
+        yield
+
+
+@contextmanager
+def cache_in_use(places: Places) -> Iterator[None]:
+    """One process at a time builds images and touches the seed, of however many boxes."""
+    places.cache.mkdir(parents=True, exist_ok=True)
+    with (places.cache / ".images-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

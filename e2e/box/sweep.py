@@ -1,9 +1,8 @@
 """Taking the box down: the same way whether it runs well, is half started, or has lost its supervisor.
 
-Nothing is asked of the box's processes. What is ours is found by names and places that nobody else uses: the control
-groups `curve-box`, the network namespaces `curve-box…`, mounts below the data folder, loop devices by proof
-(`loops`). Each step looks at the machine, not at what some earlier run meant to do, and is harmless when there is
-nothing to undo.
+Nothing is asked of the box's processes. What is ours is found by names and places that nobody else uses: control
+groups and network namespaces of the box's name, mounts below the data folder, loop devices by proof (`loops`). Each
+step looks at the machine, not at what some earlier run meant to do, and is harmless when there is nothing to undo.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def detach_loops(data: Path, lost: set[int]) -> list[str]:
     candidates = loops.attached()
     if not candidates:
         return []
-    living = loops.mounted_devices(loops.living_mountinfos(cgroups.processes()))
+    living = loops.mounted_devices(loops.living_mountinfos())
     files = loops.files_below(data, {loop.inode for loop in candidates})
     remaining = loops.detach(loops.ours(candidates, files, living, lost))
     return [f"/dev/loop{loop.number} ({loop.path}) is still in use" for loop in remaining]
