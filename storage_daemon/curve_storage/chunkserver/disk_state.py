@@ -50,7 +50,7 @@ class DiskMonitor:
     def failed(self, error: CurveError) -> None:
         if self.failure is None:
             self.failure = error
-            log.critical("disk failed", error=str(error))
+            log.critical("this chunkserver ends", error=str(error), code=error.code)
             self._on_failed(error)
 
     @property

@@ -73,8 +73,10 @@ class ChunkPool:
         self._clean: deque[str] = deque()
         self._ready: deque[str] = deque()
         self._dirty: deque[str] = deque()
-        self._in_hand = 0  # files the worker holds at the moment
+        self._in_hand = 0  # files that are being cleaned at the moment
+        self._staging = 0  # files that are being moved to `ready`
         self._used = 0
+        self._total = 0  # files in existence, wherever they are
         self._number = 0
         self._message = ""
         self._retry_at = 0.0
@@ -118,6 +120,7 @@ class ChunkPool:
             if path.stat().st_size != FILE_SIZE:
                 path.unlink()
                 self._new.remove(entry)
+        self._total = used + len(self._new) + len(self._clean) + len(self._ready) + len(self._dirty)
 
     def start(self) -> None:
         """Starts the worker; `scan` comes first."""
@@ -134,7 +137,7 @@ class ChunkPool:
 
     @property
     def free(self) -> int:
-        return len(self._ready) + len(self._clean) + len(self._new)
+        return len(self._ready) + len(self._clean) + len(self._new) + self._staging
 
     @property
     def used(self) -> int:
@@ -142,15 +145,13 @@ class ChunkPool:
         return self._used + len(self._dirty)
 
     def status(self) -> PoolStatus:
-        total = self._used + self.free + len(self._dirty) + self._in_hand
-        percent = min(100, 100 * total // self._target)
-        return PoolStatus(total, self.free, self._target, self._reserve, percent, self._message)
+        percent = min(100, 100 * self._total // self._target)
+        return PoolStatus(self._total, self.free, self._target, self._reserve, percent, self._message)
 
     @property
     def first_batch_ready(self) -> bool:
         """Enough files for service, or everything there will be."""
-        total = self._used + self.free
-        return total >= min(self._config.first_batch, self._target) or bool(self._message)
+        return self._total >= min(self._config.first_batch, self._target) or bool(self._message)
 
     def accepts_new_chunk(self) -> bool:
         """May a client's write create a chunk now? (The reserve is for followers and replay.)"""
@@ -176,12 +177,13 @@ class ChunkPool:
                 return
             if self._clean_some(_STAGE_NOW):
                 continue
-            if not self._in_hand or time.monotonic() > patience:
+            if not (self._in_hand or self._staging) or time.monotonic() > patience:
                 raise NoSpace(
                     f"no free chunk: {self._message}" if self._message else "no free chunk is left in the pool",
                     where=str(self._root),
                     todo="Delete volumes, enlarge pool.size, or add chunkservers",
                 )
+            self._wake.set()  # no more writing ahead
             time.sleep(0.002)
         staged: list[str] = []
         while len(staged) < _STAGE_NOW:
@@ -238,6 +240,7 @@ class ChunkPool:
             path = self._directories["dirty"] / name
             if path.stat().st_size != FILE_SIZE:
                 path.unlink()
+                self._total -= 1
                 continue
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -253,7 +256,7 @@ class ChunkPool:
         return True
 
     def _format_some(self, *, first: bool = False) -> bool:
-        total = self._used + self.free + len(self._dirty)
+        total = self._total
         goal = min(self._config.first_batch, self._target) if first else self._target
         missing = min(_FORMAT_BATCH, goal - total)
         if missing <= 0:
@@ -280,6 +283,7 @@ class ChunkPool:
             self._retry_at = time.monotonic() + _RETRY
         if made:
             fsync_directory(self._directories["new"])
+            self._total += len(made)
             self._new.extend(made)
         return bool(made)
 
@@ -304,20 +308,21 @@ class ChunkPool:
         """Moves one file to `ready`; one of `new` is written first, unless the pool is nearly empty."""
         if len(self._ready) >= self._config.ready:
             return False
+        self._staging = 1
         try:
             source, name = "clean", self._clean.popleft()
         except IndexError:
             try:
                 source, name = "new", self._new.popleft()
             except IndexError:
+                self._staging = 0
                 return False
-        self._in_hand += 1
         if source == "new" and len(self._ready) > 1 and len(self._new) > 1:
             self._write_ahead(self._directories["new"] / name)
         os.rename(self._directories[source] / name, self._directories["ready"] / name)
         fsync_directory(self._directories["ready"])
-        self._in_hand -= 1
         self._ready.append(name)
+        self._staging = 0
         return True
 
     def _write_ahead(self, path: Path) -> None:

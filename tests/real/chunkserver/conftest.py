@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ import yaml
 from curve_storage.errors import ChunkNotExist, CurveError, NotLeader, PermissionDenied
 from curve_storage.proto import mds_pb2, mds_pb2_grpc
 from curve_storage.rpc.server import listen, make_server
+from curve_storage.telemetry import logs
 from curve_storage.units import BLOCK_SIZE
 from curve_storage.wire.channel import ChannelPool
 from curve_storage.wire.messages import ChunkMeta, MessageType, group_id
@@ -307,6 +309,14 @@ def http(port: int, path: str) -> tuple[int, str]:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path) -> Iterator[None]:
+    logs.configure("warning")
+    yield
+    # Chunk files are really allocated: what a test leaves would fill the disk of the machine.
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -183,6 +184,13 @@ def discard_command(chunk: int, offset: int, length: int, seq: int, **keys: int)
 
 def delete_command(chunk: int, seq: int, **keys: int) -> tuple[bytes, bytes]:
     return commands.DELETE_PREFIX + chunk_meta(chunk, 0, 16 * MiB, seq, **keys).pack(), b""
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(tmp_path: Path) -> Iterator[None]:
+    """Chunk files are really allocated: what a test leaves would fill the disk of the machine."""
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture
