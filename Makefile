@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup proto crds check unit real test tools up down bench playground lock
+.PHONY: help setup proto crds check unit sim real box test packages tools up down bench playground lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,9 +39,34 @@ check: setup ## Format, lint, types, import layers
 	lint-imports
 
 unit: setup ## The fast tests
-	pytest tests/unit -n 2 -q
+	python tests/suite.py unit
 
-tools: setup ## Go programs of the test cluster (etcd, containerd, Kubernetes …), cached
+packages: setup ## Debian packages of the box and of tests on real devices, where they are missing
+	python -m e2e.box packages
+
+tools: setup packages ## Go programs of the test cluster (etcd, containerd, Kubernetes …), cached
 	python -m e2e.box tools
 
-test: setup check unit ## Everything CI runs
+sim: setup ## Simulation of consensus (SIM_SEEDS, SIM_BASE) and crash sweep of the log
+	python tests/suite.py sim
+
+real: tools ## Tests with real processes: etcd, FUSE, loop devices, playgrounds, csi-sanity
+	python tests/suite.py real
+
+box: tools ## Tests on a real Kubernetes of three nodes
+	python tests/suite.py box
+
+test: check tools ## Everything CI runs
+	python tests/suite.py
+
+up: setup ## The main job: Curve on a real Kubernetes on this machine, from nothing to data read back
+	python -m e2e.mainjob up
+
+down: setup ## Take it down and leave nothing behind
+	python -m e2e.mainjob down
+
+bench: tools ## fio on the raw disk, an attached volume and NBD, with ratios
+	python -m bench.block
+
+playground: setup ## A whole cluster as local processes
+	curve playground up

@@ -1,0 +1,94 @@
+"""Everything CI runs, stage by stage: `make test`. Goes on after a failed stage, and ends with one line of totals."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """limit: seconds after which the stage is ended; workers: processes, 0 for stages that own the machine."""
+
+    name: str
+    what: str
+    paths: tuple[str, ...]
+    limit: int
+    workers: int = 0
+
+
+STAGES = (
+    Stage("unit", "fast tests, without root", ("tests/unit",), 900, 2),
+    Stage("sim", "simulation of consensus, crash sweep of the log", ("tests/sim",), 1500, 2),
+    Stage("real", "real processes: etcd, FUSE, loop, playgrounds, csi-sanity", ("tests/real",), 2400),
+    Stage("box", "a real Kubernetes of three nodes", ("e2e/tests",), 2400),
+)
+
+
+@dataclass
+class Outcome:
+    stage: Stage
+    code: int
+    seconds: float
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+def run(stage: Stage) -> Outcome:
+    print(f"\n==== {stage.name}: {stage.what}", flush=True)
+    report = BUILD / f"test-{stage.name}.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", *stage.paths, f"--junitxml={report}", "--durations=10"]
+    if stage.workers:
+        command += ["-n", str(stage.workers)]
+    started = time.monotonic()
+    try:
+        code = subprocess.run(command, cwd=ROOT, timeout=stage.limit).returncode
+    except subprocess.TimeoutExpired:
+        print(f"{stage.name}: not done after {stage.limit} s", flush=True)
+        code = 124
+    outcome = Outcome(stage, code, time.monotonic() - started)
+    if report.exists():
+        for suite in ET.parse(report).getroot().iter("testsuite"):
+            failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            skipped = int(suite.get("skipped", 0))
+            outcome.failed += failed
+            outcome.skipped += skipped
+            outcome.passed += int(suite.get("tests", 0)) - failed - skipped
+    if code != 0 and outcome.failed == 0:
+        outcome.failed = 1  # the stage itself: ended, or no test was found
+    return outcome
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests/suite.py", description=__doc__)
+    parser.add_argument("stages", nargs="*", default=[stage.name for stage in STAGES])
+    wanted = parser.parse_args().stages
+    known = {stage.name: stage for stage in STAGES}
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(known)}")
+    BUILD.mkdir(exist_ok=True)
+    outcomes = [run(known[name]) for name in wanted]
+    print("\n==== summary")
+    for outcome in outcomes:
+        print(
+            f"{outcome.stage.name:6} {'ok' if outcome.code == 0 else 'FAILED':6} {outcome.seconds:6.0f} s  "
+            f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped"
+        )
+    total = [sum(getattr(outcome, key) for outcome in outcomes) for key in ("passed", "failed", "skipped")]
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    print(f"{total[0]} passed, {total[1]} failed, {total[2]} skipped in {seconds:.0f} s")
+    raise SystemExit(0 if all(outcome.code == 0 for outcome in outcomes) else 1)
+
+
+if __name__ == "__main__":
+    main()
