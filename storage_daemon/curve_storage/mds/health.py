@@ -52,7 +52,7 @@ def counts(core: Core) -> CopysetCounts:
     now = core.clock.monotonic()
     result = CopysetCounts(total=len(core.tables.copysets))
     for record in core.tables.copysets.values():
-        result.available += core.monitor.available(record, now)
+        result.available += core.monitor.available(record, now, patient=True)
         result.healthy += core.monitor.healthy(record, now, core.tables.pools[record.pool].replicas)
     return result
 
@@ -121,7 +121,7 @@ def _copysets(core: Core, now: float) -> Iterable[Reason]:
     waiting, unavailable, lost, creating = [], [], [], 0
     for key, record in core.tables.copysets.items():
         text = f"{key[0]}/{key[1]}"
-        if not core.monitor.available(record, now):
+        if not core.monitor.available(record, now, patient=True):
             if record.established:
                 unavailable.append(text)
             else:

@@ -80,6 +80,7 @@ class Monitor:
         self.servers: dict[int, ServerState] = {}
         self.leaders: dict[CopysetKey, LeaderReport] = {}
         self.holders: dict[CopysetKey, set[int]] = {}
+        self._leaderless: dict[CopysetKey, float] = {}  # since when the last leader is known to lead no more
 
     # ---- chunkservers
 
@@ -139,9 +140,9 @@ class Monitor:
                     replica.change_error,
                 )
                 state.leads.add(key)
+                self._leaderless.pop(key, None)
         elif known is not None and known.leader == chunkserver and replica.term >= known.term:
-            del self.leaders[key]
-            state.leads.discard(key)
+            self._no_leader(key, state)
 
     def full_report(self, chunkserver: int, named: set[CopysetKey], expected: set[CopysetKey], now: float) -> None:
         """After a full report: what it did not name is not there. expected: the copysets it is a member of."""
@@ -154,7 +155,12 @@ class Monitor:
             state.leads.discard(key)
             known = self.leaders.get(key)
             if known is not None and known.leader == chunkserver:
-                del self.leaders[key]
+                self._no_leader(key, state)
+
+    def _no_leader(self, key: CopysetKey, former: ServerState) -> None:
+        del self.leaders[key]
+        former.leads.discard(key)
+        self._leaderless[key] = former.last
 
     def leader(self, key: CopysetKey, now: float) -> int:
         """The copyset's leader if it is online, else 0."""
@@ -180,16 +186,20 @@ class Monitor:
                 found.add(member)
         return frozenset(found)
 
-    def available(self, record: CopysetRecord, now: float) -> bool:
-        """A leader that is online, and a quorum of members that are."""
-        if not self.leader((record.pool, record.id), now):
+    def available(self, record: CopysetRecord, now: float, *, patient: bool = False) -> bool:
+        """A leader that is online, and a quorum of members that are. patient: a copyset whose new leader has not been
+        heard of yet still counts for a while, since a handover is reported by the old leader first."""
+        key = (record.pool, record.id)
+        if not self.leader(key, now) and not (
+            patient and now - self._leaderless.get(key, float("-inf")) < self._limits.unhealthy_after
+        ):
             return False
         alive = sum(1 for m in record.members if self.online(m, now) is Online.ONLINE)
         return alive > len(record.members) // 2
 
     def healthy(self, record: CopysetRecord, now: float, replicas: int) -> bool:
         return (
-            self.available(record, now)
+            self.available(record, now, patient=True)
             and len(record.members) >= replicas
             and all(self.heard(m) and self.online(m, now) is Online.ONLINE for m in record.members)
             and not self.lost(record, now)

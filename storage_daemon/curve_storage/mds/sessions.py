@@ -127,6 +127,9 @@ class Sessions:
     async def expire(self) -> list[Session]:
         """Deletes what was not refreshed in time; returns those sessions."""
         now = self._core.clock.monotonic()
+        if len(self._deadlines) > self.count():  # some went with their volumes
+            known = {one for sessions in self._core.tables.sessions.values() for one in sessions}
+            self._deadlines = {one: deadline for one, deadline in self._deadlines.items() if one in known}
         late = [
             session
             for sessions in list(self._core.tables.sessions.values())

@@ -329,6 +329,23 @@ async def test_health_words(pooled: Cluster) -> None:
     assert words(pooled) == ("degraded", ["pool_nearly_full"])
 
 
+async def test_a_handover_is_no_outage(pooled: Cluster) -> None:
+    """The old leader reports first; the copyset is not called unavailable before the new one had time to."""
+    key = min(pooled.groups)
+    _, members, leader = pooled.groups[key]
+    old = next(d for d in pooled.disks if d.id == leader)
+    old.replicas[key] = Replica(leader=False, term=2, epoch=1, voters=members)
+    await old.beat(obey=False)
+    assert words(pooled) == ("healthy", [])
+    record = pooled.term.core.tables.copysets[key]
+    assert not pooled.term.core.monitor.available(record, pooled.clock.monotonic())  # no new chunks go there
+    for _ in range(6):
+        pooled.clock.advance(1.0)
+        for disk in pooled.disks:
+            await disk.beat(full=False, obey=False)
+    assert words(pooled)[0] == "unavailable"
+
+
 async def test_no_pool_is_a_reason(cluster: Cluster) -> None:
     await cluster.add_disks(3)
     assert words(cluster) == ("degraded", ["no_pool"])
