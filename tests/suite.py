@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
+CLEANUP = 120.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,16 @@ def run(stage: Stage) -> Outcome:
     if stage.workers:
         command += ["-n", str(stage.workers)]
     started = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT)
     try:
-        code = subprocess.run(command, cwd=ROOT, timeout=stage.limit).returncode
+        code = process.wait(stage.limit)
     except subprocess.TimeoutExpired:
         print(f"{stage.name}: not done after {stage.limit} s", flush=True)
+        process.send_signal(signal.SIGINT)  # lets fixtures end what they started
+        try:
+            process.wait(CLEANUP)
+        except subprocess.TimeoutExpired:
+            process.kill()
         code = 124
     outcome = Outcome(stage, code, time.monotonic() - started)
     if report.exists():
