@@ -61,13 +61,19 @@ def bound_devices(sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> Iterato
 
 
 def find(path: Path, file: BackingFile | None, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> LoopDevice | None:
-    """The device backed by `path`. file: what `path` is, to recognise a device whose path was lost with the mount
-    namespace it was made in; asking the device for that can wait for the file's server."""
-    for device in bound_devices(sys, dev):
+    """The device backed by `path`. file: what `path` is, to recognise a device made in a mount namespace that is gone.
+
+    The kernel then shows the path within the file system only, and the device is asked which file it has; that can
+    wait for the file's server.
+    """
+    devices = list(bound_devices(sys, dev))
+    for device in devices:
         if device.backing == str(path):
             return device
-        if file is not None and Path(device.backing).name == path.name and backing_file(device) == file:
-            return device
+    if file is not None:
+        for device in devices:
+            if device.backing == f"/{path.name}" and backing_file(device) == file:
+                return device
     return None
 
 

@@ -24,6 +24,7 @@ from curve_storage.volumehost.config import VolumeHostConfig
 from curve_storage.volumehost.data_process import DataProcess
 from curve_storage.volumehost.packet_client import KeeperClient
 from curve_storage.volumehost.probe import probe
+from curve_storage.volumehost.spare import Spare
 from curve_storage.volumehost.state import Backend, Phase, StateStore, VolumeState
 
 _log = logs.get("attachment")
@@ -52,6 +53,7 @@ class Node:
     store: StateStore
     keeper: KeeperClient
     clock: Clock
+    spare: Spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +212,6 @@ class Attachment:
             arguments += ["--device-delay", str(config.device_delay)]
         if state.backend is Backend.NBD:
             arguments += ["--nbd-socket", str(store.nbd_socket(state.volume_id))]
-        elif descriptor is not None:
-            arguments += ["--descriptor", str(descriptor)]
         if takeover:
             arguments.append("--takeover")
         if standby:
@@ -224,6 +224,7 @@ class Attachment:
             descriptor,
             store.folder(state.volume_id) / "process.log",
             self._node.clock,
+            None if standby else self._node.spare,  # an upgrade wants the program of now
         )
 
     # -- staying attached

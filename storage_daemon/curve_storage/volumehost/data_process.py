@@ -20,6 +20,7 @@ from curve_storage.errors import CurveError, DeadlineExceeded, Unavailable
 from curve_storage.telemetry import logs
 from curve_storage.volumehost import packet
 from curve_storage.volumehost.packet_client import request
+from curve_storage.volumehost.spare import Spare
 
 _log = logs.get("data_process")
 _START = 60.0  # seconds until a new process answers on its socket, on the most loaded machine
@@ -44,27 +45,31 @@ class DataProcess:
 
     @classmethod
     def spawn(
-        cls, arguments: Sequence[str], control: Path, descriptor: int | None, log_file: Path, clock: Clock
+        cls,
+        arguments: Sequence[str],
+        control: Path,
+        descriptor: int | None,
+        log_file: Path,
+        clock: Clock,
+        spare: Spare | None,
     ) -> DataProcess:
-        """Start `curve-volume` with these arguments; it inherits the descriptor under the same number."""
+        """Start `curve-volume`, from the spare if there is one, with these arguments and a copy of the descriptor."""
         log = _open_log(log_file)
+        command = ["--control", str(control), *arguments]
         try:
-            child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "curve_storage.volumehost.volume_process",
-                    "--control",
-                    str(control),
-                    *arguments,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=() if descriptor is None else (descriptor,),
-                start_new_session=True,
-                cwd="/",
-            )
+            child = spare.take(command, log, descriptor) if spare is not None else None
+            if child is None:
+                if descriptor is not None:
+                    command += ["--descriptor", str(descriptor)]
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "curve_storage.volumehost.volume_process", *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=() if descriptor is None else (descriptor,),
+                    start_new_session=True,
+                    cwd="/",
+                )
         finally:
             os.close(log)
         return cls(child.pid, control, clock, child)

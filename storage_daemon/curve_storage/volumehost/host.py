@@ -24,6 +24,7 @@ from curve_storage.volumehost import leftovers
 from curve_storage.volumehost.attachment import Attachment, Node, Upgraded
 from curve_storage.volumehost.config import VolumeHostConfig
 from curve_storage.volumehost.packet_client import KeeperClient
+from curve_storage.volumehost.spare import Spare
 from curve_storage.volumehost.state import Backend, Phase, StateStore, VolumeState
 
 _log = logs.get("host")
@@ -38,7 +39,8 @@ class VolumeHost:
         self.attachments: dict[int, Attachment] = {}
         self.problems: list[str] = []
         self.keeper_problem: str | None = "the keeper was not asked yet"
-        self._node = Node(config, StateStore(config.volumes), KeeperClient(config.keeper), clock)
+        keeper = KeeperClient(config.keeper)
+        self._node = Node(config, StateStore(config.volumes), keeper, clock, Spare(config.root))
         self._mds: MdsClient | None = None
         self._keeper_check: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
@@ -68,6 +70,7 @@ class VolumeHost:
                 self.problems.append(f"volume {attachment.volume_id}: {result}")
                 _log.error("a volume cannot be resumed", volume=attachment.volume_id, reason=repr(result))
         self.problems += await leftovers.clean(self._node, set(self.attachments) | unreadable)
+        self._node.spare.start()
         self._keeper_check = asyncio.get_running_loop().create_task(self._watch_keeper())
 
     async def _resume(self, attachment: Attachment) -> None:
@@ -81,6 +84,7 @@ class VolumeHost:
         """Data processes go on serving; the next host finds them."""
         if self._keeper_check is not None:
             self._keeper_check.cancel()
+        self._node.spare.close()
         if self._running:
             await asyncio.wait(self._running, timeout=5.0)
         for attachment in self.attachments.values():
@@ -182,6 +186,7 @@ class VolumeHost:
 
     async def upgrade(self, volume_id: int) -> list[tuple[int, Upgraded | CurveError]]:
         """One after another: the outcome per volume. volume_id 0: all."""
+        self._node.spare.renew()
         chosen = [self.get(volume_id)] if volume_id else list(self.attachments.values())
         return await self._run(self._upgrade(chosen))
 

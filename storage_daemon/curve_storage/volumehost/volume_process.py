@@ -31,7 +31,8 @@ from curve_storage.fuse.session import Session
 from curve_storage.telemetry import logs
 from curve_storage.volumehost.control_server import ControlServer, Reply
 from curve_storage.volumehost.packet_client import encode_error
-from curve_storage.volumehost.resilience import protect
+from curve_storage.volumehost.resilience import name_process, protect
+from curve_storage.volumehost.spare import await_arguments
 
 _DRAIN = 1.0  # seconds a predecessor answers what it holds; the rest is repeated to its successor
 _CLOSE = 3.0
@@ -191,7 +192,16 @@ class VolumeProcess:
         asyncio.get_running_loop().call_later(10.0, self._finished.set)  # time for the host to ask why
 
     def _fenced(self) -> None:
-        _log.error("fenced: another node has the volume", volume=self._arguments.volume_id)
+        """A newer writer has the volume: another node, or merely another process at the same epoch. The successor of
+        this process learns which when it opens the volume, so nothing is answered with an error here."""
+        if isinstance(self._device, FencedDevice):
+            _log.error("fenced: all I/O fails from now on", volume=self._arguments.volume_id)
+            return
+        _log.warning("a newer writer has the volume: a successor opens it anew", volume=self._arguments.volume_id)
+        if self._session is not None:
+            self._session.stop_reading()
+            self._session.withhold_errors = True
+        self._finished.set()
 
     @property
     def _where(self) -> str:
@@ -279,7 +289,7 @@ class VolumeProcess:
             "stage": self._stage,
             "size": device.size if device is not None else self._arguments.size,
             "stalled": device.stalled() if device is not None else self._waiting,
-            "fenced": device.fenced if device is not None else False,
+            "fenced": isinstance(device, FencedDevice),
             "error": encode_error(self._error) if self._error is not None else None,
             "connections": nbd.connections if nbd is not None else 0,
             "inflight": source.inflight if source is not None else 0,
@@ -327,8 +337,24 @@ async def _run(arguments: argparse.Namespace) -> int:
     return await VolumeProcess(arguments).run()
 
 
+def _as_spare(number: int) -> list[str]:
+    """Load everything, then wait to be needed."""
+    import curve_storage.client.config
+    import curve_storage.client.volume  # noqa: F401
+
+    gc.collect()
+    found = await_arguments(number)
+    if found is None:
+        sys.exit(0)
+    return found
+
+
 def main() -> None:
-    arguments = parse_arguments(sys.argv[1:])
+    argv = sys.argv[1:]
+    if argv[:1] == ["--spare"]:
+        argv = _as_spare(int(argv[1]))
+    arguments = parse_arguments(argv)
+    name_process(f"curve-vol-{arguments.volume_id}")
     logs.configure(arguments.log_level, "volume", arguments.node)
     if arguments.descriptor >= 0:
         os.set_blocking(arguments.descriptor, False)

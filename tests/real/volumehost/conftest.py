@@ -100,15 +100,17 @@ class Node:
         self.host.send_signal(number)
         self.host.wait(30)
 
-    def data_processes(self) -> list[int]:
-        """Alive, of this node only."""
+    def data_processes(self, spares: bool = False) -> list[int]:
+        """Alive, of this node only; a spare is one as soon as it serves a volume."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
                 with contextlib.suppress(OSError):
                     line = (entry / "cmdline").read_bytes()
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                    if str(self.root).encode() + b"/" in line and b"volume_process" in line and state != "Z":
+                    ours = str(self.root).encode() in line and b"volume_process" in line and state != "Z"
+                    idle = b"--spare" in line and not (entry / "comm").read_text().startswith("curve-vol")
+                    if ours and (spares or not idle):
                         found.append(int(entry.name))
         return found
 
@@ -212,10 +214,10 @@ class Node:
         if self.keeper is not None and self.keeper.poll() is None:
             self.keeper.kill()
             self.keeper.wait(10)
-        for pid in self.data_processes():
+        for pid in self.data_processes(spares=True):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        until(lambda: not self.data_processes(), "data processes end")
+        until(lambda: not self.data_processes(spares=True), "data processes end")
         for process in self.background:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
