@@ -74,8 +74,6 @@ class Heartbeats:
         replicas: Sequence[tuple[CopysetKey, Replica]],
     ) -> Answer:
         record = self._topology.authenticate(chunkserver, secret)
-        if record.admin == RETIRED and not self._core.tables.copysets_of.get(chunkserver):
-            return Answer(retired=True)
         core = self._core
         now = core.clock.monotonic()
         state = core.monitor.beat(chunkserver, beat, now, core.clock.wall())
@@ -86,7 +84,7 @@ class Heartbeats:
             core.monitor.full_report(chunkserver, {key for key, _ in replicas}, expected, now)
         await self._topology.learn(record, address=address, capacity=beat.capacity, version=beat.version)
         await self._learn_configurations(chunkserver, [key for key, _ in replicas])
-        answer = Answer(want_full=not state.full)
+        answer = Answer(want_full=not state.full, retired=record.admin == RETIRED)
         if state.full:
             self._membership_orders(chunkserver, answer)
         self._operator_orders(chunkserver, now, answer)

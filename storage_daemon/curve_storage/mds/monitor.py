@@ -141,7 +141,7 @@ class Monitor:
                 )
                 state.leads.add(key)
                 self._leaderless.pop(key, None)
-        elif known is not None and known.leader == chunkserver and replica.term >= known.term:
+        elif known is not None and known.leader == chunkserver:
             self._no_leader(key, state)
 
     def full_report(self, chunkserver: int, named: set[CopysetKey], expected: set[CopysetKey], now: float) -> None:

@@ -277,10 +277,9 @@ async def test_draining_empties_and_retires(cluster: Cluster) -> None:
         await cluster.term.topology.set_state(1, RETIRED)
     await drive(cluster, 80)
     assert await cluster.term.topology.retire_drained() == [1]
-    assert (await cluster.disks[0].beat()).retired or cluster.disks[0].replicas
-    cluster.holders = {key: held - {1} for key, held in cluster.holders.items()}
-    cluster.sync()
-    assert (await cluster.disks[0].beat()).retired
+    for _ in range(3):  # told that it is retired, it is still told to delete what it has left
+        assert (await cluster.disks[0].beat()).retired
+    assert not cluster.disks[0].replicas
     with pytest.raises(FailedPrecondition, match="retired"):
         await cluster.disks[0].register()
     with pytest.raises(FailedPrecondition, match="for good"):
