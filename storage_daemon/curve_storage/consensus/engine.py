@@ -87,6 +87,7 @@ class Engine:
         self._rng = rng
         self._waiter = waiter
         self._dirty: list[Group] = []
+        self._ticked = float("-inf")
         self.queued_requests = 0
         self.queued_bytes = 0
         self.applied_entries = 0
@@ -172,11 +173,17 @@ class Engine:
             self._dirty.append(group)
 
     def tick(self, now: float) -> None:
+        """Only groups with something due are looked at, or all of them after a pause of the process."""
+        paused = now - self._ticked > self._config.pause
+        self._ticked = now
         for group in self.groups.values():
             raft = group.raft
-            if raft is not None and not raft.hibernating and raft.tick(now) and not group.dirty:
-                group.dirty = True
-                self._dirty.append(group)
+            if raft is None:
+                continue
+            if now < raft.deadline and not paused:
+                raft.last_tick = now
+            elif raft.tick(now):
+                self.mark(group)
 
     def step(self, message: Message, now: float) -> None:
         group = self.groups.get(message.group)

@@ -186,13 +186,14 @@ class Raft(MembershipChanges):
         if self.reads_confirmed:
             self.serve_applied_reads()
         log = self.log
-        keep = min(self.applied, self.persisted_index)
+        keep = self.applied if self.applied < self.persisted_index else self.persisted_index
+        if keep < log.offset:
+            return
         if self.role is Role.LEADER and log.bytes <= self.config.window_bytes:
             for progress in self.progress.values():
                 if progress.match < keep:
                     keep = progress.match
-        if keep >= log.offset:
-            log.trim(keep)
+        log.trim(keep)
 
     def on_leadership(self) -> None:
         self.change = NONE

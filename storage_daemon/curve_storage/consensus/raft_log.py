@@ -66,6 +66,18 @@ class RaftLog:
             self._terms.append(term)
             self._last_term = term
 
+    def extend(self, entries: list[Entry]) -> None:
+        """Consecutive entries after the last one."""
+        if entries[0].term != entries[-1].term:
+            for entry in entries:
+                self.append(entry)
+            return
+        self.append(entries[0])
+        if len(entries) > 1:
+            self.entries.extend(entries[1:])
+            self.last = entries[-1].index
+            self.bytes += sum([entry.size for entry in entries]) - entries[0].size
+
     def truncate(self, index: int) -> None:
         """Removes `index` and everything after it."""
         if index <= self.base:
@@ -87,6 +99,8 @@ class RaftLog:
             return self.storage.read(low, min(high, offset - 1, low + max_count - 1), max_bytes)
         start = low - offset
         found = self.entries[start : min(high - offset + 1, start + max_count)]
+        if self.bytes <= max_bytes:
+            return found
         total = 0
         for count, entry in enumerate(found):
             total += entry.size
@@ -102,7 +116,7 @@ class RaftLog:
             gone = self.entries[:count]
             del self.entries[:count]
             self.offset += len(gone)
-            self.bytes -= sum(entry.size for entry in gone)
+            self.bytes -= sum([entry.size for entry in gone])
 
     def compact(self, index: int) -> None:
         """Entries up to `index` have left the durable log; `index` becomes the base."""

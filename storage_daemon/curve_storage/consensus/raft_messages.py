@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from curve_storage.consensus.api import Membership, Role
 from curve_storage.consensus.entry import Entry, HardState
@@ -87,25 +87,34 @@ class SnapshotNeed(NamedTuple):
     node: int
 
 
-@dataclass(slots=True)
+_NOTHING: Final[list[Any]] = []
+
+
 class Ready:
     """What the host must do now, in this order:
 
     send `messages` (each is safe to send before anything below is durable); append `hard_state` and `entries` to the
     log (an entry at or below the log's last index replaces the suffix) and call `persisted(number)` when they are
-    durable; apply `committed`, then call `applied(index)`; complete `reads`, fail `failed_reads`.
+    durable; apply `committed`, then call `applied(index)`; complete `reads`, fail `failed_reads`. The lists are the
+    receiver's to read, not to change.
     """
 
-    number: int = 0
-    messages: list[Message] = field(default_factory=list)
-    hard_state: HardState | None = None
-    entries: list[Entry] = field(default_factory=list)
-    committed: list[Entry] = field(default_factory=list)
-    reads: list[int] = field(default_factory=list)
-    failed_reads: list[int] = field(default_factory=list)
-    role: RoleChange | None = None
-    membership: Membership | None = None
-    snapshots: list[SnapshotNeed] = field(default_factory=list)
+    __slots__ = (
+        "committed", "entries", "failed_reads", "hard_state", "membership", "messages", "number", "reads", "role",
+        "snapshots",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.messages: list[Message] = _NOTHING
+        self.hard_state: HardState | None = None
+        self.entries: list[Entry] = _NOTHING
+        self.committed: list[Entry] = _NOTHING
+        self.reads: list[int] = _NOTHING
+        self.failed_reads: list[int] = _NOTHING
+        self.role: RoleChange | None = None
+        self.membership: Membership | None = None
+        self.snapshots: list[SnapshotNeed] = _NOTHING
 
     @property
     def must_persist(self) -> bool:

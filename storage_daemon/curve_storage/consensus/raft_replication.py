@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from curve_storage.consensus.api import Buffer, Role
-from curve_storage.consensus.entry import COMMAND, Entry
+from curve_storage.consensus.entry import COMMAND, CONFIG, Entry
 from curve_storage.consensus.raft_messages import (
     APPEND,
     APPEND_REPLY,
@@ -48,10 +48,12 @@ class Replication(RaftState):
             self.wake(now)
         first = index = self.log.last + 1
         term = self.term
-        append = self.log.append
+        entries = []
         for header, payload in commands:
-            append(Entry(index, term, COMMAND, header, payload))
+            entries.append(Entry(index, term, COMMAND, header, payload))
             index += 1
+        if entries:
+            self.log.extend(entries)
         self.active_at = now
         self._broadcast = True
         return first
@@ -60,7 +62,9 @@ class Replication(RaftState):
         raise NotImplementedError
 
     def before_ready(self) -> None:
-        if self.role is Role.LEADER:
+        if self.role is not Role.LEADER:
+            self._check_commit = self._broadcast = self.read_round = False
+        else:
             if self._check_commit:
                 self.advance_commit()
             if self._broadcast or self.read_round:
@@ -263,8 +267,13 @@ class Replication(RaftState):
                     break
                 start += 1
         end = previous + len(entries)
-        for entry in entries[start:] if start else entries:
-            self.append_entry(entry)
+        fresh = entries[start:] if start else entries
+        if fresh:
+            if any([entry.kind == CONFIG for entry in fresh]):
+                for entry in fresh:
+                    self.append_entry(entry)
+            else:
+                log.extend(fresh)
         if end > self.verified:
             self.verified = end
         commit = min(message.commit, self.verified)

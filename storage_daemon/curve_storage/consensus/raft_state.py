@@ -121,7 +121,8 @@ class RaftState:
         self._reads_done: list[int] = []
         self._reads_failed: list[int] = []
         self._snapshots: list[SnapshotNeed] = []
-        self._reported: RoleChange | None = None
+        self._role_told: Role | None = None
+        self._term_told = self._leader_told = 0
         self._membership_changed = True
         self._ack = False
         self._ack_sent = 0
@@ -222,48 +223,54 @@ class RaftState:
 
     def ready(self) -> Ready | None:
         """Everything collected since the last call, or None."""
-        self.before_ready()
-        result = Ready()
-        some = False
-        if self._hard_changed:
-            result.hard_state = HardState(self.term, self.vote)
-            self._hard_changed = False
-            self._hard_number = self._number + 1
-            some = True
+        if self._check_commit or self._broadcast or self.read_round:
+            self.before_ready()
         last = self.log.last
-        if self._unstable <= last:
-            result.entries = self.log.entries[self._unstable - self.log.offset :]
-            self._unstable = last + 1
-            some = True
-        if some:
-            self._number += 1
-            result.number = self._number
-            self._inflight.append([self._number, last])
+        stable = self._unstable > last
+        limit = self.commit if self.commit < self.persisted_index else self.persisted_index
+        apply = limit > self._applying and not self.hold_apply
+        same = self.role is self._role_told and self.term == self._term_told and self.leader == self._leader_told
+        if (
+            same
+            and stable
+            and not apply
+            and not self._out
+            and not self._hard_changed
+            and not self._reads_done
+            and not self._reads_failed
+            and not self._membership_changed
+            and not self._snapshots
+        ):
+            return None
+        result = Ready()
+        if self._hard_changed or not stable:
+            self._number = result.number = self._number + 1
+            if self._hard_changed:
+                result.hard_state = HardState(self.term, self.vote)
+                self._hard_changed = False
+                self._hard_number = result.number
+            if not stable:
+                result.entries = self.log.entries[self._unstable - self.log.offset :]
+                self._unstable = last + 1
+            self._inflight.append([result.number, last])
         if self._out:
-            result.messages = self._out
-            self._out = []
-            some = True
-        limit = min(self.commit, self.persisted_index)
-        if limit > self._applying and not self.hold_apply:
+            result.messages, self._out = self._out, []
+        if apply:
             result.committed = self.log.slice(self._applying + 1, limit, self.config.max_apply_bytes, 1024)
             self._applying = result.committed[-1].index
-            some = True
-        if self._reads_done or self._reads_failed:
+        if self._reads_done:
             result.reads, self._reads_done = self._reads_done, []
+        if self._reads_failed:
             result.failed_reads, self._reads_failed = self._reads_failed, []
-            some = True
-        reported = self._reported
-        if reported is None or reported[0] is not self.role or reported[1] != self.term or reported[2] != self.leader:
-            self._reported = result.role = RoleChange(self.role, self.term, self.leader)
-            some = True
+        if not same:
+            self._role_told, self._term_told, self._leader_told = self.role, self.term, self.leader
+            result.role = RoleChange(self.role, self.term, self.leader)
         if self._membership_changed:
             self._membership_changed = False
             result.membership = self.membership
-            some = True
         if self._snapshots:
             result.snapshots, self._snapshots = self._snapshots, []
-            some = True
-        return result if some else None
+        return result
 
     @property
     def more_to_apply(self) -> bool:
