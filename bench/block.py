@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -238,6 +239,8 @@ def main() -> None:
     ):
         print("bench: this fio has no nbd engine; leaving nbd out", file=sys.stderr)
         options.targets.remove("nbd")
+    # A polite end also takes the playground down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
 
     def say(text: str) -> None:

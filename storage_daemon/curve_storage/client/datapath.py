@@ -34,6 +34,12 @@ STALLED_AFTER = 1.0
 MAX_REDIRECTS = 3
 CORRUPT_ATTEMPTS = 5
 
+_WORD: dict[int, str] = {
+    MessageType.CHUNK_READ: "read",
+    MessageType.CHUNK_WRITE: "write",
+    MessageType.CHUNK_DISCARD: "discard",
+}
+
 _log = logs.get("client")
 
 
@@ -44,9 +50,22 @@ class _Moved(Unavailable):
 class _Flight:
     """A request under way. key: its name at the stall monitor, 0 while all is well."""
 
-    __slots__ = ("address", "attempts", "backoff", "deadline", "future", "key", "node", "redirects", "route", "sent")
+    __slots__ = (
+        "address",
+        "attempts",
+        "backoff",
+        "deadline",
+        "future",
+        "key",
+        "kind",
+        "node",
+        "redirects",
+        "route",
+        "sent",
+    )
 
-    def __init__(self, route: Route, deadline: float | None) -> None:
+    def __init__(self, kind: int, route: Route, deadline: float | None) -> None:
+        self.kind = kind
         self.route = route
         self.deadline = deadline
         self.node = 0
@@ -170,7 +189,7 @@ class DataPath:
         route = self._routes.get(group)
         if route is None:
             route = self._routes[group] = self._router.route(group)
-        flight = _Flight(route, None if self._patience is None else self._monotonic() + self._patience)
+        flight = _Flight(kind, route, None if self._patience is None else self._monotonic() + self._patience)
         self._flights.add(flight)
         try:
             while True:
@@ -297,22 +316,33 @@ class DataPath:
 
     def _look_at_slow_ones(self) -> None:
         now = self._monotonic()
-        for flight in self._flights:
+        for flight in list(self._flights):
             age = now - flight.sent
             if flight.future is None or flight.future.done() or age < SLOW_AFTER:
+                continue
+            leader = flight.route.leader
+            if leader and leader != flight.node:  # a request sent later has found it
+                self._move(flight)
                 continue
             self._health.timed_out(flight.address)
             self._router.search(flight.route, self._pool)
             if age >= STALLED_AFTER:
                 flight.key = flight.key or self.next_key()
                 self._stall.waiting(
-                    flight.key, f"an answer of chunkserver {flight.node} ({flight.address}) for {flight.route}", age
+                    flight.key,
+                    f"chunkserver {flight.node} ({flight.address}) to answer a {_WORD.get(flight.kind, 'request')} of "
+                    f"{flight.route}",
+                    age,
                 )
 
     def _leader_changed(self, route: Route) -> None:
         if not route.leader:
             return
         for flight in list(self._flights):
-            future = flight.future
-            if flight.route is route and flight.node != route.leader and future is not None and not future.done():
-                future.set_exception(_Moved(f"{route} is led by chunkserver {route.leader} now"))
+            if flight.route is route and flight.node != route.leader:
+                self._move(flight)
+
+    def _move(self, flight: _Flight) -> None:
+        future = flight.future
+        if future is not None and not future.done():
+            future.set_exception(_Moved(f"{flight.route} is led by chunkserver {flight.route.leader} now"))

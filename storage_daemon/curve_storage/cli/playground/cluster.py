@@ -293,6 +293,7 @@ class Playground:
     ) -> None:
         """Repeats `check` until it returns None; a CurveError, or the sentence it returns, is the reason shown."""
         self._progress(f"waiting for {what}")
+        shown = ""
         while True:
             try:
                 reason = await check()
@@ -309,7 +310,9 @@ class Playground:
                     where=str(self.directory),
                     todo="See `curve playground logs`; `curve playground up` goes on waiting",
                 )
-            self._progress(f"waiting for {what}: {reason[:100]}")
+            if reason[:40] != shown:
+                shown = reason[:40]
+                self._progress(f"waiting for {what}: {reason[:100]}")
             await asyncio.sleep(POLL)
 
     def _ended(self, program: Program) -> Unavailable:
