@@ -43,7 +43,7 @@ def plan_blocked(settings: Settings, found: list[str], plan: Plan) -> None:
             + f"{names.ANNOTATION_CONFIRM}={settings.name}",
         )
     )
-    plan.wait(f"deletion: {found[0]}")
+    plan.waiting.insert(0, found[0])
 
 
 def plan_teardown(settings: Settings, observed: Observed, layout: Layout, plan: Plan) -> None:

@@ -177,6 +177,8 @@ def _health(observed: Observed, plan: Plan, *, pool_created: bool) -> tuple[Heal
 
 
 def _message(settings: Settings, phase: str, health: str, waiting: list[str], reasons: list[str]) -> str:
+    if phase == "Deleting":
+        return f"deletion waits: {waiting[0]}" if waiting else "the cluster is being deleted"
     if settings.problems:
         return settings.problems[0]
     if phase != "Ready" and waiting:

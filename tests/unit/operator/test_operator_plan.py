@@ -260,7 +260,7 @@ class TestDeletion:
         assert applied(plan, "Service") == ["demo-mds"]
         message = next(item.message for item in world.status().conditions if item.type == "DeletionBlocked")
         assert "/a, /b" in message and f"{names.ANNOTATION_CONFIRM}=demo" in message
-        assert "deletion" in world.status().message
+        assert world.status().message == "deletion waits: 2 volume(s) exist: /a, /b"
 
     def test_claims_block_it(self, world: Any) -> None:
         world.settle()
