@@ -84,7 +84,7 @@ def load(directory: Path) -> Identity:
         checksum = body.pop("crc32c")
         intact = crc32c(json.dumps(body, sort_keys=True).encode()) == checksum
         version = body.pop("version")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path) from error
     if not intact:
         raise _damaged(path)
