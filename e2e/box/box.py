@@ -160,7 +160,7 @@ class Box:
                     if done():
                         return
                 except CommandFailed as error:
-                    reason = step.detail = error.what.splitlines()[-1]
+                    reason = step.detail = error.what.splitlines()[-1][:160]
                 if time.monotonic() > end:
                     last = f"; last seen: {reason}" if reason else ""
                     raise DeadlineExceeded(f"not within {patience:.0f} s{last}", where=what, todo="Look at `box logs`.")

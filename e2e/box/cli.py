@@ -86,7 +86,7 @@ def kubeconfig() -> None:
     print(box.kubeconfig)
 
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASSED_ON = ("kubectl", "helm")
 
 
 def _become(program: str, arguments: list[str]) -> None:
@@ -95,16 +95,16 @@ def _become(program: str, arguments: list[str]) -> None:
     os.execve(command[0], command, {**os.environ, **box.environment()})
 
 
-@app.command(context_settings=PASS_ON)
-def kubectl(context: typer.Context) -> None:
-    """kubectl on the box."""
-    _become("kubectl", context.args)
+@app.command(context_settings={"ignore_unknown_options": True})
+def kubectl(arguments: list[str]) -> None:
+    """kubectl on the box; every argument is passed on."""
+    _become("kubectl", arguments)
 
 
-@app.command(context_settings=PASS_ON)
-def helm(context: typer.Context) -> None:
-    """helm on the box."""
-    _become("helm", context.args)
+@app.command(context_settings={"ignore_unknown_options": True})
+def helm(arguments: list[str]) -> None:
+    """helm on the box; every argument is passed on."""
+    _become("helm", arguments)
 
 
 @app.command()
@@ -170,6 +170,9 @@ def logs(
 
 def main() -> None:
     try:
+        # Ahead of the option parser, which would take "--" and "--help" out of what is passed on.
+        if sys.argv[1:2] and sys.argv[1] in PASSED_ON:
+            _become(sys.argv[1], sys.argv[2:])
         app()
     except CurveError as error:
         sys.exit(f"error: {error}")
