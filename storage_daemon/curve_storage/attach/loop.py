@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
 
@@ -30,10 +30,13 @@ _ATTEMPTS = 64
 
 @dataclass(frozen=True, slots=True)
 class LoopDevice:
-    """backing: the path as the kernel shows it; it may name a deleted file or one of another mount namespace."""
+    """One binding of a device to a file. backing: the path as the kernel shows it; it may name a deleted file or one of
+    another mount namespace. sequence: the kernel's number of this very binding, never given twice before a reboot;
+    0 where it has none (before Linux 5.15)."""
 
     number: int
     backing: str
+    sequence: int = 0
     sys: Path = Path("/sys")
     dev: Path = Path("/dev")
 
@@ -53,32 +56,41 @@ class BackingFile:
 def bound_devices(sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> Iterator[LoopDevice]:
     """Every loop device that has a backing file at the moment."""
     for block in sorted((sys / "block").glob("loop*")):
+        number = int(block.name.removeprefix("loop"))
+        sequence = _sequence(number, sys)
         try:
             backing = (block / "loop" / "backing_file").read_text().rstrip("\n")
         except OSError:
             continue  # not bound
-        yield LoopDevice(int(block.name.removeprefix("loop")), backing, sys, dev)
+        yield LoopDevice(number, backing, sequence, sys, dev)
 
 
-def find(path: Path, file: BackingFile | None, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> LoopDevice | None:
-    """The device backed by `path`. file: what `path` is, to recognise a device made in a mount namespace that is gone.
+def _sequence(number: int, sys: Path) -> int:
+    try:
+        return int((sys / "block" / f"loop{number}" / "diskseq").read_text())
+    except OSError:
+        return 0
 
-    The kernel then shows the path within the file system only, and the device is asked which file it has; that can
-    wait for the file's server.
-    """
-    devices = list(bound_devices(sys, dev))
-    for device in devices:
-        if device.backing == str(path):
+
+def known(number: int, sequence: int, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> LoopDevice | None:
+    """The same binding again, by its number and sequence; None when it is no more."""
+    for device in bound_devices(sys, dev):
+        if device.number == number and device.sequence == sequence != 0:
             return device
-    if file is not None:
-        for device in devices:
-            if device.backing == f"/{path.name}" and backing_file(device) == file:
-                return device
     return None
 
 
+def candidates(path: Path, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> list[LoopDevice]:
+    """Devices that may be backed by `path`: ask each for its `backing_file` to be sure.
+
+    The same path can be another file in another mount namespace (containers), and of a device made in a namespace that
+    is gone the kernel shows only the path within the file system.
+    """
+    return [device for device in bound_devices(sys, dev) if device.backing in (str(path), f"/{path.name}")]
+
+
 def backing_file(device: LoopDevice) -> BackingFile | None:
-    """None when the device is not bound any more."""
+    """None when it is not bound any more. Can wait for the server of the file, where attributes are not cached."""
     buffer = bytearray(_INFO.size)
     try:
         with _opened(device, os.O_RDONLY) as fd:
@@ -117,9 +129,8 @@ def attach(path: Path, *, read_only: bool = False, block_size: int = 0, dev: Pat
     backing = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR))
     try:
         for _ in range(_ATTEMPTS):
-            device = LoopDevice(_free_number(dev), str(path), dev=dev)
-            ensure_node(device)
-            if _configure(device, backing, read_only, block_size):
+            device = _configure(LoopDevice(_free_number(dev), str(path), dev=dev), backing, read_only, block_size)
+            if device is not None:
                 return device
     finally:
         os.close(backing)
@@ -140,8 +151,8 @@ def _free_number(dev: Path) -> int:
         os.close(fd)
 
 
-def _configure(device: LoopDevice, backing: int, read_only: bool, block_size: int) -> bool:
-    """False when somebody else took the device first."""
+def _configure(device: LoopDevice, backing: int, read_only: bool, block_size: int) -> LoopDevice | None:
+    """The binding; None when somebody else took the device first."""
     flags = _DIRECT_IO | (_READ_ONLY if read_only else 0)
     name = os.fsencode(device.backing)[-63:]
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
@@ -151,9 +162,9 @@ def _configure(device: LoopDevice, backing: int, read_only: bool, block_size: in
             fcntl.ioctl(fd.number, _CONFIGURE, config)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                return False
+                return None
             raise CurveError(f"cannot set up the device: {error.strerror}", where=str(device.path)) from error
-    return True
+        return replace(device, sequence=_sequence(device.number, device.sys))
 
 
 def set_capacity(device: LoopDevice) -> None:
@@ -168,12 +179,11 @@ def size(device: LoopDevice) -> int:
 
 
 def is_bound(device: LoopDevice) -> bool:
-    try:
-        return (device.sys / "block" / f"loop{device.number}" / "loop" / "backing_file").read_text().rstrip(
-            "\n"
-        ) == device.backing
-    except OSError:
-        return False
+    """Whether this very binding still holds."""
+    return any(
+        found.number == device.number and found.sequence == device.sequence and found.backing == device.backing
+        for found in bound_devices(device.sys, device.dev)
+    )
 
 
 def detach(

@@ -116,19 +116,36 @@ class Attachment:
         return Condition.HEALTHY, ""
 
     async def loop_device(self) -> loop.LoopDevice | None:
-        """Found by what backs it, also when it was made in the mount namespace of a container that is gone."""
+        """The one bound to this volume's file and no other, wherever it was made."""
         if self.state.backend is not Backend.LOOP:
             return None
-        file = self._backing_file()
-        try:
-            async with asyncio.timeout(_FIND):
-                return await asyncio.to_thread(loop.find, self.file, file)
-        except TimeoutError:
-            return None
+        device = loop.known(self.state.loop_number, self.state.loop_sequence)
+        if device is None:
+            device = await self._search_loop_device()
+            if device is not None:
+                self._remember(device)
+        return device
 
-    def _backing_file(self) -> loop.BackingFile | None:
+    async def _search_loop_device(self) -> loop.LoopDevice | None:
         found = self._mount()
-        return loop.BackingFile(found.device, FILE_INODE) if found is not None else None
+        if found is None:
+            return None
+        file = loop.BackingFile(found.device, FILE_INODE)
+
+        async def is_ours(device: loop.LoopDevice) -> bool:
+            try:
+                async with asyncio.timeout(_FIND):
+                    return await asyncio.to_thread(loop.backing_file, device) == file
+            except TimeoutError:
+                return False  # a file whose server is gone: another volume's
+
+        devices = loop.candidates(self.file)
+        answers = await asyncio.gather(*(is_ours(device) for device in devices))
+        return next((device for device, ours in zip(devices, answers, strict=True) if ours), None)
+
+    def _remember(self, device: loop.LoopDevice) -> None:
+        if (device.number, device.sequence) != (self.state.loop_number, self.state.loop_sequence):
+            self._save(loop_number=device.number, loop_sequence=device.sequence)
 
     def _mount(self) -> mount.Mount | None:
         target = self._node.store.mount_point(self.volume_id)
@@ -181,6 +198,7 @@ class Attachment:
             device = await asyncio.to_thread(
                 loop.attach, self.file, read_only=self.state.read_only, block_size=0 if block == 512 else block
             )
+            self._remember(device)
         else:
             loop.ensure_node(device)
         return device

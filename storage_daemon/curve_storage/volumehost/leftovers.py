@@ -7,7 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from curve_storage.attach import loop
-from curve_storage.attach.volume_file import FILE_NAME
+from curve_storage.attach.volume_file import FILE_INODE, FILE_NAME
 from curve_storage.errors import CurveError
 from curve_storage.fuse import mount
 from curve_storage.telemetry import logs
@@ -18,44 +18,38 @@ _log = logs.get("leftovers")
 _DEADLINE = 10.0
 
 
-def volume_of(path: Path, volumes: Path, last: str) -> int | None:
-    """The volume id when `path` is `volumes`/<id>/…/`last`, however deep; else None."""
-    try:
-        parts = path.relative_to(volumes).parts
-    except ValueError:
+def volume_of(target: Path, volumes: Path) -> int | None:
+    """The volume id when `target` is `volumes`/<id>/mount; else None."""
+    if target.name != "mount" or target.parent.parent != volumes or not target.parent.name.isdecimal():
         return None
-    if len(parts) < 2 or not parts[0].isdecimal() or parts[-1] != last:
-        return None
-    return int(parts[0])
+    return int(target.parent.name)
+
+
+async def _detach_devices(entry: mount.Mount) -> None:
+    file = loop.BackingFile(entry.device, FILE_INODE)
+    for device in loop.candidates(entry.target / FILE_NAME):
+        if await asyncio.wait_for(asyncio.to_thread(loop.backing_file, device), _DEADLINE) == file:
+            await asyncio.wait_for(asyncio.to_thread(loop.detach, device, patience=0.5), _DEADLINE)
 
 
 async def clean(node: Node, owned: Container[int]) -> list[str]:
-    """Remove loop devices, mounts and kept descriptors of volumes not in `owned`: a sentence for each one in use."""
+    """Remove mounts, loop devices over them, and kept descriptors of volumes not in `owned`: a sentence for each one in
+    use. A loop device is ours only if its file is on a mount of ours: others may have a file of the same path in
+    another mount namespace."""
     problems: list[str] = []
     busy: set[int] = set()
     volumes = node.config.volumes
-    for device in loop.bound_devices():
-        volume_id = volume_of(Path(device.backing.removesuffix(" (deleted)")), volumes, FILE_NAME)
-        if volume_id is None or volume_id in owned:
-            continue
-        try:
-            await asyncio.wait_for(asyncio.to_thread(loop.detach, device, patience=0.5), _DEADLINE)
-            _log.warning("a loop device without an owner was detached", device=str(device.path), volume=volume_id)
-        except (CurveError, OSError, TimeoutError) as error:
-            busy.add(volume_id)
-            problems.append(f"{device.path} of volume {volume_id} has no owner and cannot be detached: {error}")
     for entry in mount.mounts():
-        volume_id = volume_of(entry.target, volumes, "mount")
+        volume_id = volume_of(entry.target, volumes)
         if volume_id is None or volume_id in owned or entry.filesystem != mount.FILESYSTEM_TYPE:
             continue
-        if volume_id in busy:
-            continue
         try:
+            await _detach_devices(entry)
             await probe("unmount", entry.target, deadline=_DEADLINE)
-            _log.warning("a mount without an owner was unmounted", target=str(entry.target))
-        except CurveError as error:
+            _log.warning("a mount without an owner was removed", target=str(entry.target), volume=volume_id)
+        except (CurveError, OSError, TimeoutError) as error:
             busy.add(volume_id)
-            problems.append(f"{entry.target} has no owner and cannot be unmounted: {error.what}")
+            problems.append(f"volume {volume_id} has no owner and its device cannot be removed: {error}")
     for name in await node.keeper.names():
         number = name.removeprefix("volume-")
         if not number.isdecimal() or name != kept_name(int(number)):

@@ -43,6 +43,8 @@ class VolumeState:
     generation: int = 0
     takeovers: int = 0
     fenced: bool = False
+    loop_number: int = -1
+    loop_sequence: int = 0  # with the number: this very binding of the loop device, see `attach.loop`
 
     def encode(self) -> bytes:
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=1).encode()

@@ -69,20 +69,29 @@ class Node:
         self.background: list[subprocess.Popen[Any]] = []
         self.mounted: list[Path] = []
         self._channel: grpc.Channel | None = None
+        self.prefix: tuple[str, ...] = ()
+        self.shared: Path | None = None
+        self.devices_used: set[str] = set()
 
     # -- processes
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, module: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        command = [*prefix, sys.executable, "-m", f"curve_storage.volumehost.{module}", *arguments]
         with open(self.logs / f"{module}.log", "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", f"curve_storage.volumehost.{module}", *arguments], stdout=log, stderr=log
-            )
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def contain_host(self) -> None:
+        """From now on the host runs as in a pod: a mount namespace of its own, mounts shared both ways."""
+        self.shared = self.root.parent.parent
+        run("mount", "--bind", self.shared, self.shared)
+        run("mount", "--make-shared", self.shared)
+        self.prefix = ("unshare", "--mount", "--propagation", "unchanged")
 
     def start_keeper(self) -> None:
         self.keeper = self._start("keeper", "--socket", str(self.root / "keeper.sock"))
 
     def start_host(self) -> None:
-        self.host = self._start("main", "--config", str(self.config))
+        self.host = self._start("main", "--config", str(self.config), prefix=self.prefix)
         self._channel = None
         host = self.host
 
@@ -149,7 +158,11 @@ class Node:
         return path
 
     def attach(self, volume_id: int, **fields: Any) -> pb.Attachment:
-        return self.call("Attach", pb.AttachRequest(volume_id=volume_id, path=f"/v{volume_id}", **fields)).attachment
+        attachment: pb.Attachment = self.call(
+            "Attach", pb.AttachRequest(volume_id=volume_id, path=f"/v{volume_id}", **fields)
+        ).attachment
+        self.devices_used.add(attachment.device)
+        return attachment
 
     def one(self, volume_id: int) -> pb.Attachment:
         for found in self.call("List", pb.ListRequest()).attachments:
@@ -201,6 +214,16 @@ class Node:
         assert job["write"]["total_ios"] > 0 and job["read"]["total_ios"] > 0
         return float(max(job[kind]["lat_ns"]["max"] for kind in ("read", "write"))) / 1e9
 
+    def loop_devices(self) -> list[loop.LoopDevice]:
+        """Of this node; those whose path was lost are known by their number."""
+        prefix = str(self.root) + "/"
+        return [
+            device
+            for device in loop.bound_devices()
+            if device.backing.startswith(prefix)
+            or (device.backing == "/volume" and str(device.path) in self.devices_used)
+        ]
+
     # -- the end
 
     def undo(self) -> None:
@@ -223,16 +246,14 @@ class Node:
                 process.wait(20)
         for folder in self.mounted:
             run("umount", "-l", folder, check=False)
-        for device in loop.bound_devices():
-            if device.backing.startswith(str(self.root) + "/"):
-                loop.detach(device, force=True)
+        for device in self.loop_devices():
+            loop.detach(device, force=True)
         for entry in mount.mounts():
             if str(entry.target).startswith(str(self.root) + "/"):
                 mount.unmount(entry.target, lazy=True)
-        until(
-            lambda: not [d for d in loop.bound_devices() if d.backing.startswith(str(self.root) + "/")],
-            "loop devices are gone", 20,
-        )  # fmt: skip
+        if self.shared is not None:
+            run("umount", "-l", self.shared, check=False)
+        until(lambda: not self.loop_devices(), "loop devices are gone", 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

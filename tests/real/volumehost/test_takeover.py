@@ -161,3 +161,27 @@ def test_stopped_data_process_is_replaced(make_node: Callable[..., Any], tmp_pat
     assert stall > 2, "the process was not stopped under I/O"
     print(f"longest stall with the data process stopped (watchdog 3 s): {stall * 1e3:.0f} ms")
     finish(node, attachment, folder)
+
+
+def test_container_of_the_host_replaced(make_node: Callable[..., Any], tmp_path: Path) -> None:
+    """The mount namespace the loop device was made in is gone, and with it the path the kernel shows for it."""
+    from curve_storage.attach import loop
+
+    node = make_node(start=False)
+    node.contain_host()
+    node.start_keeper()
+    node.start_host()
+    attachment, folder = prepare(node, tmp_path)
+    fio = node.fio(folder, 8)
+    node.kill_host()
+    os.kill(attachment.pid, signal.SIGKILL)
+    node.start_host()
+    found = replaced(node, attachment.pid)
+    assert found.device == attachment.device
+    number = int(attachment.device.removeprefix("/dev/loop"))
+    (device,) = [one for one in loop.bound_devices() if one.number == number]
+    assert device.backing == "/volume", "the path is not lost: this test shows nothing"
+    assert node.attach(1).device == attachment.device
+    stall = node.fio_result(fio)
+    print(f"longest stall with the host's container replaced: {stall * 1e3:.0f} ms")
+    finish(node, attachment, folder)

@@ -215,7 +215,7 @@ def test_leftovers_are_cleaned_at_start(make_node: MakeNode, tmp_path: Path) -> 
     for volume_id in (1, 2):
         (node.root / "volumes" / str(volume_id) / "state.json").unlink()
     node.start_host()
-    assert not loop.is_bound(loop.LoopDevice(int(unused.device.removeprefix("/dev/loop")), unused.backing_file))
+    assert unused.backing_file not in [device.backing for device in loop.bound_devices()]
     targets = [str(entry.target) for entry in mount.mounts()]
     assert str(node.root / "volumes/1/mount") not in targets
     info = node.call("Info", pb.InfoRequest())
@@ -246,3 +246,37 @@ def test_statistics_and_metrics(make_node: MakeNode, tmp_path: Path) -> None:
     assert 'curve_volume_request_seconds_count{operation="writes",path="/v1",volume="1"}' in text
     assert urllib.request.urlopen(f"http://{address}/readyz", timeout=20).status == 200
     node.call("Detach", pb.DetachRequest(volume_id=1))
+
+
+def test_same_path_of_another_node_is_left_alone(make_node: MakeNode, tmp_path: Path) -> None:
+    """Nodes sharing a kernel (and a volume that moved between nodes) have loop devices with equal paths."""
+    node = make_node()
+    node.create(1, 64 * MiB)
+    # The other node: the same path in a mount namespace of its own, another file.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "volume").write_bytes(bytes(32 * MiB))
+    target = node.root / "volumes" / "1" / "mount"
+    script = f"mkdir -p {target} && mount --bind {other} {target} && losetup --show -f {target}/volume && read _"
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    node.background.append(process)
+    assert process.stdout is not None
+    foreign = process.stdout.readline().strip()
+    try:
+        (backing,) = [device.backing for device in loop.bound_devices() if str(device.path) == foreign]
+        assert backing == f"{target}/volume"
+        attachment = node.attach(1)
+        assert attachment.device != foreign and attachment.backing_file == backing
+        assert node.attach(1).device == attachment.device
+        node.kill_host()
+        node.start_host()
+        assert node.healthy(1).device == attachment.device
+        node.call("Detach", pb.DetachRequest(volume_id=1))
+        node.kill_host()
+        node.start_host()
+        assert foreign in [str(device.path) for device in loop.bound_devices()], "another node's device was detached"
+    finally:
+        command("losetup", "-d", foreign)

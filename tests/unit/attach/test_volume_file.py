@@ -152,8 +152,13 @@ def test_bound_devices_are_those_with_a_backing_file(tmp_path: Path) -> None:
         if backing is not None:
             (folder / "loop").mkdir()
             (folder / "loop" / "backing_file").write_text(backing + "\n")
+            (folder / "diskseq").write_text(f"{100 + number}\n")
     found = list(loop.bound_devices(sys))
     assert [(device.number, device.backing) for device in found] == [(0, "/a/volume"), (12, "/b c/volume (deleted)")]
-    assert loop.find(tmp_path / "x", None, sys) is None
-    match = loop.find(Path("/a/volume"), None, sys)
-    assert match is not None and match.number == 0
+    assert [device.number for device in loop.candidates(Path("/a/volume"), sys)] == [0]
+    assert loop.candidates(tmp_path / "x", sys) == []
+    again = loop.known(0, 100, sys)
+    assert again is not None and again.backing == "/a/volume" and loop.is_bound(again)
+    assert loop.known(0, 99, sys) is None, "bound anew meanwhile"
+    (sys / "block" / "loop0" / "diskseq").write_text("200\n")
+    assert not loop.is_bound(again)
