@@ -10,7 +10,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from curve_storage.chunkserver.chunk_file import ChunkFile, disk_failed
+from curve_storage.chunkserver.chunk_file import NO_SPACE, ChunkFile, disk_failed
 from curve_storage.chunkserver.copyset_meta import CopysetMeta
 from curve_storage.chunkserver.pool import ChunkPool
 from curve_storage.errors import NoSpace
@@ -138,6 +138,9 @@ class ChunkDirectory:
             self.hollow.add(chunk)
             return None
         except OSError as error:
+            if error.errno in NO_SPACE:
+                self.hollow.add(chunk)
+                return None
             raise disk_failed(error, path) from error
         found = ChunkFile.create(path, self.group, chunk, volume, sn)
         if chunk in self.hollow:

@@ -25,7 +25,7 @@ from struct import Struct
 from crc32c import crc32c
 
 from curve_storage.consensus.api import Buffer
-from curve_storage.errors import DiskFailed
+from curve_storage.errors import CurveError, DiskFailed, StoreReadOnly
 from curve_storage.units import BLOCK_SIZE, CHUNK_SIZE, KiB
 from curve_storage.wire.buffers import BufferPool
 
@@ -45,6 +45,7 @@ _PADDING = bytes(HEADER_SIZE - _CRC_AT - _CRC.size)
 _BLANK_TABLE = bytes(TABLE_SIZE)
 _BLANK_BITMAP = bytes(_BITMAP_SIZE)
 ZERO_BLOCK = bytes(BLOCK_SIZE)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SHIFT = BLOCK_SIZE.bit_length() - 1
 _POOLED = 64 * KiB  # from here on reads use recycled buffers
 
@@ -150,7 +151,7 @@ class ChunkFile:
             while done < length:
                 done += os.pwrite(self.fd, memoryview(payload)[done:], DATA_START + offset + done)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_SPACE:
                 raise disk_failed(error, self.path) from error
             # The other replicas hold the data; this one fetches it when there is space again.
             self.mark_bad(range(block, block + (length >> _SHIFT)))
@@ -310,7 +311,14 @@ def read_blocking(handle: Handle, path: Path, position: int, length: int) -> byt
     return buffer
 
 
-def disk_failed(error: OSError, path: Path) -> DiskFailed:
+def disk_failed(error: OSError, path: Path) -> CurveError:
+    """DiskFailed, after which the process ends; only a lack of space is StoreReadOnly, which passes."""
+    if error.errno in NO_SPACE:
+        return StoreReadOnly(
+            "the file system is full",
+            where=str(path),
+            todo="Free space on the chunkserver's file system; it becomes writable by itself",
+        )
     return DiskFailed(
         f"the disk failed: {error.strerror}",
         where=str(path),

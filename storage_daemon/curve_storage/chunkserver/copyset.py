@@ -9,7 +9,6 @@ would make the replay skip commands whose data is not on the disk yet.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 from curve_storage.chunkserver import commands, copyset_meta
 from curve_storage.chunkserver.atomic_file import fsync_directory, write_atomic
 from curve_storage.chunkserver.chunk_directory import ChunkDirectory, OpenFiles
-from curve_storage.chunkserver.chunk_file import ChunkFile, Handle, disk_failed
+from curve_storage.chunkserver.chunk_file import NO_SPACE, ChunkFile, Handle, disk_failed
 from curve_storage.chunkserver.copyset_meta import CopysetMeta
 from curve_storage.chunkserver.pool import ChunkPool
 from curve_storage.chunkserver.snapshot import CopysetSink, CopysetSource
@@ -235,7 +234,7 @@ class Copyset:
                 await self._save(meta, dirty)
             except OSError as error:
                 self.chunks.put_back_dirty(dirty)
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno in NO_SPACE:
                     raise self.around.space.exhausted(
                         f"the checkpoint of {self.path.name} cannot be written"
                     ) from error

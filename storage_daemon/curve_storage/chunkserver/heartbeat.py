@@ -193,6 +193,8 @@ class Heartbeat:
                 self._copysets.empty_trash(time.time(), urgent=urgent)
             except DiskFailed as error:
                 self._disk.failed(error)
+            except CurveError as error:
+                log.warning("the trash is not emptied", error=str(error))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from curve_storage.chunkserver.chunk_file import disk_failed
 from curve_storage.chunkserver.config import ChunkServerConfig
 from curve_storage.chunkserver.daemon import ChunkServer
 from curve_storage.config import load
@@ -39,6 +40,9 @@ def main() -> None:
     except CurveError as error:
         _complain(error)
         sys.exit(EXIT_FAILED)
+    except OSError as error:
+        _complain(disk_failed(error, Path(error.filename or config.data)))
+        sys.exit(EXIT_DISK)
 
 
 async def _run(config: ChunkServerConfig) -> int:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curve_storage.chunkserver.atomic_file import fsync_directory
-from curve_storage.chunkserver.chunk_file import DATA_START, FILE_SIZE, disk_failed
+from curve_storage.chunkserver.chunk_file import DATA_START, FILE_SIZE, NO_SPACE, disk_failed
 from curve_storage.chunkserver.config import PoolConfig
 from curve_storage.errors import ConfigError, CurveError, NoSpace
 from curve_storage.units import MiB, format_size
@@ -35,7 +35,6 @@ _FORMAT_BATCH = 8
 _STAGE_NOW = 8
 _PATIENCE = 1.0  # seconds that taking a file may wait for the worker
 _RETRY = 10.0  # seconds between attempts to format when the file system is full
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +200,16 @@ class ChunkPool:
         """A chunk file no longer needed; usable again when its header and table are zeroed. Raises OSError."""
         self._number += 1
         name = f"{self._number:08d}"
-        os.rename(path, self._directories["dirty"] / name)
+        try:
+            os.rename(path, self._directories["dirty"] / name)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            # Not even a name fits any more: the space itself is worth more than the file made ahead.
+            os.unlink(path)
+            self._used -= 1
+            self._total -= 1
+            return
         self._used -= 1
         self._dirty.append(name)
         self._wake.set()
@@ -212,12 +220,20 @@ class ChunkPool:
         try:
             while not self._stopping:
                 self._wake.clear()
-                if not self.step():
+                if not self._try_step():
                     self._wake.wait(timeout=1.0)
         except OSError as error:
             self._on_failed(disk_failed(error, Path(error.filename or self._root)))
         except CurveError as error:
             self._on_failed(error)
+
+    def _try_step(self) -> bool:
+        try:
+            return self.step()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            return False  # what it had in hand is found again at the next start
 
     def step(self) -> bool:
         """One piece of the worker's work, the most urgent first; False when there is nothing to do. Raises OSError."""
@@ -274,7 +290,7 @@ class ChunkPool:
                 self._allocate(self._directories["new"] / name)
                 made.append(name)
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if error.errno not in NO_SPACE:
                 raise
             self._message = (
                 f"the file system is full after {total + len(made)} of {self._target} chunks of pool.size; "

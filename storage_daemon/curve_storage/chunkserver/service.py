@@ -30,6 +30,7 @@ from curve_storage.errors import (
     ChunkNotExist,
     Corruption,
     CurveError,
+    DiskFailed,
     Internal,
     InvalidArgument,
     NotFound,
@@ -204,7 +205,11 @@ class ChunkService:
             raise fenced(meta.volume, copyset.writers.epoch(meta.volume))
         leased = self._host.lease_valid(meta.group)
         if leased:
-            data = read_now(copyset, meta.chunk, meta.offset, meta.length)
+            try:
+                data = read_now(copyset, meta.chunk, meta.offset, meta.length)
+            except DiskFailed as error:
+                self._disk.failed(error)
+                raise
             if data is not None:
                 request.reply(b"", data)
                 self._statistics.read(meta.length, perf_counter() - started)
@@ -315,7 +320,7 @@ class ChunkService:
         try:
             await work
         except CurveError as error:
-            if error.code == "disk_failed":
+            if isinstance(error, DiskFailed):
                 self._disk.failed(error)
             if not request.answered:
                 request.fail(error)

@@ -189,3 +189,20 @@ def test_a_disk_error_in_the_worker_is_reported(tmp_path: Path, monkeypatch: pyt
         time.sleep(0.01)
     pool.stop()
     assert failures[0].code == "disk_failed"
+
+
+def test_a_file_that_cannot_even_be_renamed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make(tmp_path / "pool", 3)
+    settle(pool)
+    pool.take(tmp_path / "chunk")
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_module.os, "rename", full)
+        pool.give_back(tmp_path / "chunk")
+    assert not (tmp_path / "chunk").exists()
+    assert pool.status().total == 2
+    settle(pool)
+    assert pool.status().free == 3, "and made again when there is space"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from curve_storage.chunkserver import chunk_file
 from curve_storage.chunkserver.repair import RemoteReplicas, Repairer
 from curve_storage.chunkserver.service import ChunkService
 from curve_storage.chunkserver.statistics import Statistics
@@ -19,6 +22,7 @@ from curve_storage.consensus.api import Membership
 from curve_storage.errors import (
     ChunkNotExist,
     Corruption,
+    DiskFailed,
     Fenced,
     InvalidArgument,
     NoSpace,
@@ -29,6 +33,7 @@ from curve_storage.errors import (
     StoreReadOnly,
     Unavailable,
 )
+from curve_storage.proto import mds_pb2
 from curve_storage.units import BLOCK_SIZE, CHUNK_SIZE
 from curve_storage.wire.channel import Channel, ChannelPool
 from curve_storage.wire.messages import MessageType
@@ -303,3 +308,25 @@ async def test_a_bad_block_is_repaired_over_the_wire(tmp_path: Path, parts: Simp
     finally:
         for node in nodes:
             await node.stop()
+
+
+async def test_a_disk_that_fails_to_read_is_reported_and_given_up(
+    tmp_path: Path, parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path / "data", parts, 1, Keyring.generate())
+    await node.start()
+    try:
+        channel = node.client()
+        await write(node, channel, 1, 0, block(1))
+
+        def broken(*arguments: Any) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(chunk_file.os, "preadv", broken)
+        with pytest.raises(DiskFailed, match="Input/output error"):
+            await read(node, channel, 1, 0, BLOCK_SIZE)
+        monkeypatch.undo()
+        assert [failure.code for failure in node.disk.failures] == ["disk_failed"]
+        assert node.disk.monitor.state()[0] == mds_pb2.DISK_STATE_ERROR
+    finally:
+        await node.stop()

@@ -58,7 +58,7 @@ request = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(request, max_size=300), st.randoms(use_true_random=False))
 def test_decisions_equal_the_model(requests: list, random: object) -> None:
     table = WriterTable()
