@@ -60,6 +60,7 @@ class Node:
         group = self.engine.add_group(GROUP, self.machine, self.membership, self.now())
         if group.raft is None:
             raise Violation(f"node {self.number}: corrupt after a crash: {group.log.corrupt}")
+        sim.truth.restarted(self.number, group.raft)
         self.seen.commit = group.raft.commit
         self.seen.last, self.seen.last_term = group.raft.log.last, group.raft.log.last_term
         self.heard = dict.fromkeys(sim.nodes, self.now())
@@ -152,6 +153,7 @@ class Node:
                 self.heard[peer.number] = now
         group = self.group
         if group is not None and group.raft is not None and group.raft.hibernating:
+            self.sim.counts["slept"] += 1
             leader = group.raft.leader
             heard = self.heard.get(leader, now)
             if leader != self.number and now - heard > 3 * self.sim.raft_config.heartbeat:
@@ -166,6 +168,7 @@ class Node:
         engine.checkpointed(group, self.machine.save())
         for file in engine.collect():
             engine.log.pool.recycle(file)
+            self.sim.counts["recycled"] += 1
 
     # --- Waiter ------------------------------------------------------------------------------------------------------
 
@@ -173,7 +176,9 @@ class Node:
         kind, value = token
         if kind == "propose":
             self.sim.truth.acknowledge(result, value)
-        elif self.machine.index < value:
+            return
+        self.sim.counts["reads"] += 1
+        if self.machine.index < value:
             raise Violation(f"read-index: node {self.number} at {self.machine.index} misses acknowledged {value}")
 
     def failed(self, token: Any, error: CurveError) -> None:
@@ -235,6 +240,7 @@ class Node:
         def replace() -> None:
             self.machine.durable = state
             self.machine.index, self.machine.digest = state
+            self.sim.counts["snapshots"] += 1
             self.later(self.sim.disk_delay(), finish)
 
         def finish() -> None:
@@ -259,6 +265,7 @@ class Simulation:
         self.loss = rng.choice((0.0, 0.02, 0.1))
         self.duplicate = rng.choice((0.0, 0.05))
         self.slow = rng.choice((0.0, 0.03))
+        self.slow_disk = rng.choice((0.02, 0.2))
         self.calm = False
         self.raft_config = RaftConfig(
             hibernate_after=rng.choice((0.0, 0.5, 2.0)),
@@ -277,6 +284,7 @@ class Simulation:
         for number in range(1, members + 3):
             self.nodes[number] = Node(self, number)
         self.commands = 0
+        self.counts = {"leases": 0, "reads": 0, "snapshots": 0, "epochs": 0, "recycled": 0, "slept": 0}
         for node in self.nodes.values():
             node.start()
             self._ticks(node)
@@ -299,12 +307,13 @@ class Simulation:
         self.at(self.rng.random() * TICK, tick)
 
     def disk_delay(self) -> float:
-        if self.rng.random() < 0.02:
+        if self.rng.random() < self.slow_disk:
             return self.rng.uniform(0.05, 0.5)
         return self.rng.uniform(0.0002, 0.01)
 
     def send(self, message: Message) -> None:
         rng = self.rng
+        self.truth.sent(message)
         if not self.calm and rng.random() < self.loss:
             return
         copies = 2 if not self.calm and rng.random() < self.duplicate else 1
@@ -356,10 +365,12 @@ class Simulation:
         if node is None or node.engine is None or node.group is None or node.group.raft is None:
             return
         now = node.now()
-        if node.group.raft.lease_valid(now) and node.machine.index < self.truth.acked_top:
-            raise Violation(
-                f"stale lease read: node {node.number} at {node.machine.index}, acknowledged {self.truth.acked_top}"
-            )
+        if node.group.raft.lease_valid(now):
+            self.counts["leases"] += 1
+            if node.machine.index < self.truth.acked_top:
+                raise Violation(
+                    f"stale lease read: node {node.number} at {node.machine.index}, acknowledged {self.truth.acked_top}"
+                )
         try:
             if self.rng.random() < 0.3:
                 node.engine.read(GROUP, ("read", self.truth.acked_top), now)
@@ -477,6 +488,7 @@ class Simulation:
                 node.flush()
 
         node.membership = Membership(voters=tuple(number for number in self.members if number != node.number))
+        self.truth.forget(node.number)
         engine.remove_group(GROUP, removed)
         node.machine.durable = (0, 0)
         node.machine.crash()
@@ -510,6 +522,7 @@ class Simulation:
                 leader.flush()
                 continue
             if self._equal(leader.group.raft):
+                self.counts["epochs"] += leader.group.raft.membership.epoch - 1
                 break
         else:
             raise Violation("liveness: 60 s without faults, and the members have not become equal")

@@ -11,6 +11,8 @@ from typing import Any
 
 from curve_storage.consensus.api import Membership, Role
 from curve_storage.consensus.raft import Raft
+from curve_storage.consensus.raft_messages import PREVOTE, PREVOTE_REPLY, VOTE, VOTE_REPLY, Message
+from curve_storage.consensus.raft_quorum import quorum_value
 
 
 class Violation(AssertionError):
@@ -29,6 +31,34 @@ class Truth:
         self.digests: dict[int, int] = {}
         self.acked: dict[int, bytes] = {}
         self.acked_top = 0
+        self.votes: dict[tuple[int, int], int] = {}
+        self.revealed: dict[int, int] = {}
+        self.durable: dict[int, int] = {}
+
+    def sent(self, message: Message) -> None:
+        """A message that leaves a node binds it: also its later lives."""
+        node, term = message.src, message.term
+        if message.kind == VOTE or (message.kind == VOTE_REPLY and not message.reject):
+            candidate = node if message.kind == VOTE else message.dst
+            other = self.votes.setdefault((node, term), candidate)
+            if other != candidate:
+                raise Violation(f"node {node} votes for {other} and for {candidate} in term {term}")
+        if message.kind not in (PREVOTE, PREVOTE_REPLY):
+            self.revealed[node] = max(self.revealed.get(node, 0), term)
+
+    def restarted(self, node: int, raft: Raft) -> None:
+        if raft.term < self.revealed.get(node, 0):
+            raise Violation(f"node {node} came back in term {raft.term} after it had spoken in {self.revealed[node]}")
+        vote = self.votes.get((node, raft.term))
+        if vote is not None and vote != raft.vote:
+            raise Violation(f"node {node} forgot its vote for {vote} in term {raft.term}")
+
+    def forget(self, node: int) -> None:
+        """The replica was removed with everything it knew."""
+        self.revealed.pop(node, None)
+        self.durable.pop(node, None)
+        for key in [key for key in self.votes if key[0] == node]:
+            del self.votes[key]
 
     def check(self, node: int, raft: Raft, seen: Seen) -> None:
         """Called after every step of a member."""
@@ -63,7 +93,15 @@ class Truth:
                 seen.terms[entry.index] = entry.term
             seen.last, seen.last_term = last, log.last_term
         commit = raft.commit
+        self.durable[node] = raft.persisted_index
         if commit > seen.commit:
+            if raft.role is Role.LEADER and commit > seen.commit:
+                if log.term(commit) != raft.term:
+                    raise Violation(
+                        f"node {node} commits {commit} of term {log.term(commit)} by counting in {raft.term}"
+                    )
+                if quorum_value(raft.membership, lambda each: self.durable.get(each, 0)) < commit:
+                    raise Violation(f"node {node} commits {commit}, which no quorum has on disk: {self.durable}")
             for index in range(max(seen.commit, log.base) + 1, commit + 1):
                 term = log.term(index)
                 if term is None:
