@@ -11,7 +11,7 @@ from typing import Any
 
 DELETED = (1 << 64) - 1
 """Fence epoch of a deleted volume: nothing can reach it. Volume ids are never used again."""
-MAX_WINDOW = 1 << 16
+MAX_WINDOW = 1 << 18
 """Requests a writer may have without acknowledgement; the service refuses what lies beyond."""
 _PRUNE_FROM = 128
 
