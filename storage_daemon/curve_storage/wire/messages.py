@@ -23,7 +23,7 @@ class MessageType(IntEnum):
     CHUNK_INFO = 20  # msgpack {group, chunk}; reply msgpack {exists, sn, length, blocks}
     CHUNK_CHECKSUMS = 21  # msgpack {group, chunk}; reply payload = CRC32C table, 4 bytes per block
     # msgpack {group, chunk, offset, length, applied?}: local bytes of a replica that has applied that index, for repair
-    # (cluster token); reply meta = one u32 per block, its checksum or 0 for an unwritten one; payload empty if all are 0
+    # (cluster token); reply meta = one u32 per block, its checksum or 0 (unwritten); no payload if all are 0
     CHUNK_FETCH = 22
     FENCE = 32  # msgpack {group, volume, epoch}: replicated; older epochs are refused from then on (cluster token)
     DELETE_VOLUME = 33  # msgpack {group, volume, chunks: [id]} (cluster token)
