@@ -7,7 +7,7 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,3 @@ async def until(condition: Callable[[], Any], what: str, timeout: float = 30.0) 
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout:g} s for {what}")
         await asyncio.sleep(0.005)
-
-
-Test = Callable[[Cluster], Awaitable[None]]
