@@ -1,4 +1,4 @@
-"""What the fault tests do to the installed product: find its processes, end them, and watch a verifying fio meanwhile."""
+"""What the fault tests do to the installed product: kill its processes and watch a verifying fio meanwhile."""
 
 from __future__ import annotations
 
