@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup proto crds check unit sim real box test packages tools up down bench playground lock
+.PHONY: help setup proto crds docs check unit sim real box test packages tools up down bench playground lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ proto: setup ## Regenerate the protobuf modules
 
 crds: setup ## Regenerate the CRD and what follows from the operator's models
 	python -m curve_operator.crd
+
+docs: setup ## Regenerate docs/cli.md and docs/configuration.md
+	python docs/generate.py
 
 check: setup ## Format, lint, types, import layers
 	ruff format --check .
