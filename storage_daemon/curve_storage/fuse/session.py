@@ -24,6 +24,8 @@ from curve_storage.telemetry import logs
 
 _READ, _WRITE = int(abi.Opcode.READ), int(abi.Opcode.WRITE)
 _NO_REPLY = {int(abi.Opcode.FORGET), int(abi.Opcode.BATCH_FORGET)}
+_OUT_OF_ORDER = {*_NO_REPLY, int(abi.Opcode.INTERRUPT)}
+_LOST_WINDOW = 1 << 17  # how many numbers back a lost request is looked for
 _BATCH = 32  # requests read before other work of the loop gets its turn
 _QUIET = {errno.ENOSYS, errno.ENOENT, errno.EINTR}
 _in_header = abi.IN_HEADER_START.unpack_from
@@ -70,6 +72,7 @@ class Session:
         self._reading = False
         self._paused = False
         self._ended = False
+        self._lost_before_next = False  # fail what a predecessor left, once the next request's number is known
         self._loop = asyncio.get_running_loop()
         self._log = logs.get("fuse")
 
@@ -142,6 +145,9 @@ class Session:
                 self._end(error)
                 return
             length, opcode, unique, node = _in_header(header)
+            if self._lost_before_next and opcode not in _OUT_OF_ORDER:
+                self._lost_before_next = False
+                self._fail_lost(unique)
             if unique & abi.RESEND_BIT:
                 self.statistics.resent += 1
             if opcode == _READ:
@@ -279,12 +285,28 @@ class Session:
 
     def _ask_resend(self) -> None:
         if self.facts is not None and not self.facts.resend:
-            self._log.warning("this kernel does not repeat requests", todo="Linux 6.9 or newer")
+            self._log.warning("requests in flight at the crash fail: this kernel does not repeat them")
+            self._lost_before_next = True
             return
         try:
             os.write(self._fd, _out_header(16, abi.Notify.RESEND, 0))
         except OSError as error:
             self._log.warning("the kernel does not repeat requests", reason=str(error), todo="Linux 6.9 or newer")
+
+    def _fail_lost(self, next_unique: int) -> None:
+        """EIO for what a predecessor read and never answered: numbers grow by two and are read in order, so that is
+        all below the next one. The kernel refuses answers to numbers it does not wait for, which does no harm."""
+        failed = 0
+        for unique in range(next_unique - 2, max(0, next_unique - 2 * _LOST_WINDOW), -2):
+            if unique in self._inflight:
+                continue
+            try:
+                os.write(self._fd, _out_header(16, -errno.EIO, unique))
+                failed += 1
+            except OSError:
+                continue
+        self.statistics.errors += failed
+        self._log.error("requests lost with the process before this one were failed", requests=failed)
 
     def _end(self, error: OSError) -> None:
         if self._ended:

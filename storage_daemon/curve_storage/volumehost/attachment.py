@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from curve_storage.attach import loop
-from curve_storage.attach.volume_file import FILE_INODE, FILE_NAME
+from curve_storage.attach.volume_file import FILE_NAME
 from curve_storage.clock import Clock
 from curve_storage.errors import CurveError, FailedPrecondition, InUse, NotFound, OutOfRange
 from curve_storage.fuse import mount
+from curve_storage.fuse.handshake import SessionFacts
 from curve_storage.telemetry import logs
 from curve_storage.volumehost.config import VolumeHostConfig
 from curve_storage.volumehost.data_process import DataProcess
+from curve_storage.volumehost.loop_search import search
 from curve_storage.volumehost.packet_client import KeeperClient
 from curve_storage.volumehost.probe import probe
 from curve_storage.volumehost.spare import Spare
@@ -33,7 +35,6 @@ _PING_EVERY = 1.0
 _UNMOUNT = 15.0
 _CLOSE = 8.0  # seconds a data process may take to close its volume after the unmount
 _STOP = 5.0
-_FIND = 5.0
 _SHORT_LIFE = 1.0  # a process that lived less than this many seconds is replaced with a growing delay
 _STALL_AFTER = 15.0  # age in seconds of the oldest request
 
@@ -121,27 +122,11 @@ class Attachment:
             return None
         device = loop.known(self.state.loop_number, self.state.loop_sequence)
         if device is None:
-            device = await self._search_loop_device()
+            found = self._mount()
+            device = await search(self.file, found) if found is not None else None
             if device is not None:
                 self._remember(device)
         return device
-
-    async def _search_loop_device(self) -> loop.LoopDevice | None:
-        found = self._mount()
-        if found is None:
-            return None
-        file = loop.BackingFile(found.device, FILE_INODE)
-
-        async def is_ours(device: loop.LoopDevice) -> bool:
-            try:
-                async with asyncio.timeout(_FIND):
-                    return await asyncio.to_thread(loop.backing_file, device) == file
-            except TimeoutError:
-                return False  # a file whose server is gone: another volume's
-
-        devices = loop.candidates(self.file)
-        answers = await asyncio.gather(*(is_ours(device) for device in devices))
-        return next((device for device, ours in zip(devices, answers, strict=True) if ours), None)
 
     def _remember(self, device: loop.LoopDevice) -> None:
         if (device.number, device.sequence) != (self.state.loop_number, self.state.loop_sequence):
@@ -327,6 +312,12 @@ class Attachment:
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+        if self._facts is not None and not SessionFacts.from_dict(self._facts).resend:
+            # Before Linux 6.9: a new request tells the new process which numbers are lost.
+            try:
+                await probe("statfs", self._node.store.mount_point(self.volume_id), deadline=_UNMOUNT)
+            except CurveError as error:
+                _log.warning("the mount does not answer after a takeover", volume=self.volume_id, reason=str(error))
 
     def _observe(self, report: dict[str, Any]) -> None:
         """Keep on disk what a later host must know even when no process can tell it."""

@@ -19,7 +19,8 @@ import pytest
 
 from curve_storage.clock import SystemClock
 from curve_storage.fuse import abi, mount
-from curve_storage.fuse.ops import Attributes, Buffer, Caching, Opened, Operations
+from curve_storage.fuse.handshake import SessionFacts
+from curve_storage.fuse.ops import Attributes, Buffer, Caching, FilesystemSpace, Opened, Operations
 from curve_storage.fuse.session import Session
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -80,6 +81,9 @@ class Memory(Operations):
         self.writes.append(offset)
         self.data[offset : offset + len(data)] = data
         return len(data)
+
+    async def statfs(self, inode: int) -> FilesystemSpace:
+        return FilesystemSpace(blocks=1, free=0)
 
     async def fsync(self, inode: int, handle: int, data_only: bool) -> None:
         raise OSError(errno.EDQUOT, "")
@@ -208,6 +212,38 @@ async def test_hand_over_answers_each_request_once(tmp_path: Path) -> None:
         assert sorted(ops.writes) == [index * 65536 for index in range(8)]
         assert second.statistics.resent >= 4
         assert second.statistics.errors == 0
+
+
+async def test_kernel_without_resend_fails_what_was_in_hand(tmp_path: Path) -> None:
+    """What the first session held fails, what comes later works; nothing is asked to be repeated."""
+    ops = Memory(16 * MiB)
+    async with mounted(tmp_path / "m", ops) as found:
+        ops.gate.clear()
+
+        def write(offset: int) -> int:
+            fd = os.open(found.file, os.O_WRONLY)
+            try:
+                return os.pwrite(fd, b"x" * 4096, offset)
+            except OSError as error:
+                return -(error.errno or 0)
+            finally:
+                os.close(fd)
+
+        lost = [asyncio.create_task(asyncio.to_thread(write, index * 4096)) for index in range(3)]
+        await until(lambda: ops.started == 3)
+        first = found.session
+        first.stop_reading()
+        first.abandon()
+        await until(lambda: first.inflight == 0)
+        ops.gate.set()
+        assert first.facts is not None
+        facts = SessionFacts(first.facts.minor, first.facts.flags & ~int(abi.Init.HAS_RESEND), first.facts.max_write)
+        second = found.make(ops, facts=facts)
+        second.start(takeover=True)
+        await asyncio.to_thread(os.statvfs, found.folder)
+        assert await asyncio.wait_for(asyncio.gather(*lost), 60) == [-errno.EIO] * 3
+        assert second.statistics.resent == 0 and ops.writes == []
+        assert await asyncio.to_thread(write, 8192) == 4096
 
 
 async def test_drain_waits_for_what_is_in_hand(tmp_path: Path) -> None:
