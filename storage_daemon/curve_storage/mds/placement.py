@@ -9,10 +9,13 @@ width (the number of different chunkservers one shares a copyset with) grow as f
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from curve_storage.errors import FailedPrecondition
+
+CONSIDERED = 32
+"""Equally loaded chunkservers that are compared by the new neighbours they bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +76,18 @@ def generate(
     copysets: list[tuple[int, ...]] = []
     for _ in range(count):
         chosen: list[Candidate] = []
+        taken: dict[str, int] = {}  # zone → members chosen there
         while len(chosen) < replicas:
-            used_zones = {c.zone for c in chosen}
-            taken = {c.id for c in chosen}
-            servers = {c.server for c in chosen if c.server}
             open_zones = [
                 zone
                 for zone, group in members.items()
-                if (zone not in used_zones or len(used_zones) >= zones) and any(c.id not in taken for c in group)
+                if (zone not in taken or len(taken) >= zones) and taken.get(zone, 0) < len(group)
             ]
             # A zone not used yet comes first, then the least loaded per chunkserver.
-            zone = min(open_zones, key=lambda z: (z in used_zones, zone_load[z] / len(members[z]), rng.random()))
-            best = min(
-                (c for c in members[zone] if c.id not in taken),
-                key=lambda c: (
-                    c.server in servers,
-                    load[c.id],
-                    -sum(1 for other in chosen if other.id not in partners[c.id]),
-                    rng.random(),
-                ),
-            )
+            zone = min(open_zones, key=lambda z: (z in taken, zone_load[z] / len(members[z]), rng.random()))
+            best = _choose(members[zone], chosen, load, partners, rng)
             chosen.append(best)
+            taken[zone] = taken.get(zone, 0) + 1
             load[best.id] += 1
             zone_load[zone] += 1
         ids = [c.id for c in chosen]
@@ -103,6 +97,25 @@ def generate(
         rng.shuffle(ids)
         copysets.append(tuple(ids))
     return Placement(copysets, load, {one: len(others) for one, others in partners.items()})
+
+
+def _choose(
+    zone: Sequence[Candidate],
+    chosen: Sequence[Candidate],
+    load: Mapping[int, int],
+    partners: Mapping[int, set[int]],
+    rng: random.Random,
+) -> Candidate:
+    """Of a zone: on a server not used yet, with the fewest copysets, bringing the most new neighbours, else any."""
+    available = [c for c in zone if c not in chosen] if any(c.zone == zone[0].zone for c in chosen) else zone
+    servers = {c.server for c in chosen if c.server}
+    if servers:
+        available = [c for c in available if c.server not in servers] or available
+    least = min(load[c.id] for c in available)
+    equal = [c for c in available if load[c.id] == least]
+    if len(equal) > CONSIDERED:
+        equal = rng.sample(equal, CONSIDERED)
+    return min(equal, key=lambda c: (-sum(other.id not in partners[c.id] for other in chosen), rng.random()))
 
 
 def plan(

@@ -282,7 +282,9 @@ class Topology:
                 if pool.complete:
                     return pool
             candidates = self._candidates(physical_pool)
-            plan = placement.plan(
+            # In a thread: for thousands of chunkservers it takes seconds, and the lease must be renewed meanwhile.
+            plan = await asyncio.to_thread(
+                placement.plan,
                 candidates,
                 replicas=replicas,
                 zones=zones,
