@@ -236,14 +236,14 @@ async def test_damaged_replica_is_named_and_rebuilt_from_its_peers(cluster: Clus
         await cluster.propose(b"e%d" % number, b"z" * 2000)
     leader = await cluster.wait_leader()
     damaged = next(node for node in cluster.nodes.values() if node is not leader)
-    position = damaged.live.engine.groups[GROUP].log._positions[-1] & 0xFFFFFFFF
-    name = damaged.live.engine.log.segments[-1].file.name
+    position = damaged.live.engine.groups[GROUP].log._positions[10] & 0xFFFFFFFF
+    name = damaged.live.engine.log.segments[0].file.name
     await damaged.kill()
     path = tmp_path / f"node{damaged.number}" / "log" / name
     with path.open("r+b") as file:  # a bit flips in what had been synced, and was followed by more
-        file.seek(position - 1000)
+        file.seek(position + 500)
         byte = file.read(1)
-        file.seek(position - 1000)
+        file.seek(position + 500)
         file.write(bytes([byte[0] ^ 1]))
     await damaged.start()
     assert damaged.status().corrupt
