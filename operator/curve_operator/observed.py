@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from curve_operator import names
@@ -131,6 +132,27 @@ def settled(workload: Manifest) -> bool:
         and int(status.get("readyReplicas") or 0) == wanted
         and status.get("currentRevision") == status.get("updateRevision")
     )
+
+
+def restarting(workload: Manifest) -> bool:
+    """Its pods are on their way to a newer template; not merely down."""
+    status = workload.get("status") or {}
+    return bool(status.get("currentRevision")) and (
+        status.get("currentRevision") != status.get("updateRevision")
+        or int(status.get("observedGeneration") or 0) < int(workload["metadata"].get("generation") or 0)
+    )
+
+
+def ready_since(pod: Manifest) -> datetime | None:
+    """When the pod became ready; None while it is not."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if (
+            condition.get("type") == "Ready"
+            and condition.get("status") == "True"
+            and condition.get("lastTransitionTime")
+        ):
+            return datetime.fromisoformat(str(condition["lastTransitionTime"]).replace("Z", "+00:00"))
+    return None
 
 
 def trouble(pod: Manifest) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from curve_operator import daemon_config, deletion, manifests, names
 from curve_operator.actions import Apply, CreatePool, Finding, Plan, SetFinalizers
 from curve_operator.drift import first_difference
-from curve_operator.observed import ChunkserverView, Observed, ready_replicas, trouble
+from curve_operator.observed import ChunkserverView, Observed, ready_replicas, ready_since, trouble
 from curve_operator.placement import Layout, layout
 from curve_operator.rollout import roll
 from curve_operator.security import plan_security
 from curve_operator.settings import Settings
 
+CATCH_UP = timedelta(seconds=15)
+"""From a chunkserver's readiness to the next one's restart: the MDS has noticed by then whatever the restart did."""
 PATIENCE = timedelta(minutes=10)
 """After this time a pool is made without the disks that are still missing, when the others suffice."""
 
@@ -45,7 +48,7 @@ def make_plan(settings: Settings, observed: Observed, now: datetime) -> tuple[Pl
     _objects(settings, observed, where, plan)
     etcd_ok, etcd_done = _etcd(settings, observed, where, plan)
     mds_ok, mds_done = _mds(settings, observed, plan, etcd_ok=etcd_ok, etcd_done=etcd_done)
-    _chunkservers(settings, observed, where, plan, upgraded=etcd_done and mds_done)
+    _chunkservers(settings, observed, where, now, plan, upgraded=etcd_done and mds_done)
     _pool(settings, observed, where, now, plan, mds_ok=mds_ok)
     return plan, where
 
@@ -127,7 +130,9 @@ def _mds(settings: Settings, observed: Observed, plan: Plan, *, etcd_ok: bool, e
     return ready > 0, done
 
 
-def _chunkservers(settings: Settings, observed: Observed, where: Layout, plan: Plan, *, upgraded: bool) -> None:
+def _chunkservers(
+    settings: Settings, observed: Observed, where: Layout, now: datetime, plan: Plan, *, upgraded: bool
+) -> None:
     if not where.slots:
         plan.wait("a node that can hold data: none matches spec.storage, or all are tainted or cordoned")
     wanted = [manifests.chunkserver(settings, slot) for slot in where.slots]
@@ -137,7 +142,7 @@ def _chunkservers(settings: Settings, observed: Observed, where: Layout, plan: P
         "chunkserver(s)",
         wanted,
         lambda name: observed.get("StatefulSet", name),
-        gate=_chunkserver_gate(observed, upgraded=upgraded),
+        gate=_chunkserver_gate(observed, now, upgraded=upgraded),
     )
     count = len(where.slots)
     _report_role(plan, observed, "ChunkserverReady", "chunkserver", "chunkservers", ready, count, ready == count > 0)
@@ -153,7 +158,7 @@ def _chunkservers(settings: Settings, observed: Observed, where: Layout, plan: P
         )
 
 
-def _chunkserver_gate(observed: Observed, *, upgraded: bool) -> str:
+def _chunkserver_gate(observed: Observed, now: datetime, *, upgraded: bool) -> str:
     """Why a healthy chunkserver must not be restarted now."""
     mds = observed.mds
     if not upgraded:
@@ -163,7 +168,17 @@ def _chunkserver_gate(observed: Observed, *, upgraded: bool) -> str:
     if mds.copysets_healthy < mds.copysets:
         return f"{mds.copysets - mds.copysets_healthy} of {mds.copysets} copysets are not healthy"
     offline = [str(item.id) for item in mds.chunkservers if not item.online]
-    return f"chunkserver {offline[0]} is offline" if offline else ""
+    if offline:
+        return f"chunkserver {offline[0]} is offline"
+    for pod in observed.pods:
+        since = ready_since(pod)
+        if since is not None and now - since < CATCH_UP and _component(pod) == "chunkserver":
+            return f"{pod['metadata']['name']} became ready a moment ago: its copysets catch up first"
+    return ""
+
+
+def _component(pod: Mapping[str, Any]) -> str:
+    return str((pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, ""))
 
 
 def view_of(slot_name: str, observed: Observed) -> ChunkserverView | None:
@@ -234,7 +249,7 @@ def _report_role(
         return
     reasons = []
     for pod in observed.pods:
-        if (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == component:
+        if _component(pod) == component:
             why = trouble(pod)
             if why:
                 reasons.append(f"{pod['metadata']['name']}: {why}")

@@ -8,7 +8,7 @@ from typing import Any
 from curve_operator import names
 from curve_operator.actions import Apply, Plan
 from curve_operator.drift import first_difference
-from curve_operator.observed import ready_replicas, settled
+from curve_operator.observed import ready_replicas, restarting, settled
 
 Manifest = Mapping[str, Any]
 
@@ -46,6 +46,7 @@ def roll(
         if field:
             plan.add(Apply(manifest, f"{name}: {field} is not as wanted"))
         if not settled(present):
+            plan.updating |= restarting(present)
             done = False
             busy.append(name)
     if not changed:

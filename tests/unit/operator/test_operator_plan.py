@@ -141,6 +141,10 @@ class TestRollout:
                 assert applied(world.step()) == [], "nothing else may restart while one is down"
                 world.run(name)
             world.register(pool=True)
+            if changed and changed != ["demo-mds"] and changed != world.chunkservers()[2:]:
+                waiting = world.step().waiting
+                assert any("catch up first" in sentence for sentence in waiting), waiting
+            world.later(seconds=15)
         assert order == ["demo-mds", *world.chunkservers()]
         assert world.step().actions == []
         assert world.status().phase == "Ready"
