@@ -91,6 +91,10 @@ class ChunkDirectory:
     def with_files(self) -> list[int]:
         return sorted(self._chunks)
 
+    def suspect(self) -> list[int]:
+        """Open chunks with blocks that are known to be bad."""
+        return [number for number, chunk in self._chunks.items() if chunk is not None and chunk.bad]
+
     def exists(self, chunk: int) -> bool:
         return chunk in self._chunks or chunk in self.hollow
 

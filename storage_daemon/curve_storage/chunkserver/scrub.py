@@ -1,6 +1,6 @@
 """Reads every chunk once per interval, within a bandwidth, and repairs what does not match its checksum.
 
-Also gives hollow chunks a file as soon as the pool has one, and fills it from the other replicas.
+Also gives hollow chunks a file as soon as the pool has one, and fetches at once what is known to be bad.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from curve_storage.telemetry import logs, metrics
 from curve_storage.units import BLOCK_SIZE
 
 _IDLE = 1.0
+_RETRY = 60.0  # seconds until a chunk that could not be repaired is tried again
 
 log = logs.get("scrub")
 _scrubbed = metrics.counter("curve_chunkserver_scrubbed_bytes", "Bytes read and verified by the scrub")
@@ -44,6 +45,7 @@ class Scrubber:
         self._clock = clock
         self._sleep = sleep
         self._last: dict[tuple[int, int], float] = {}
+        self._retry_at: dict[tuple[int, int], float] = {}
         self._started = clock.monotonic()
 
     async def run(self) -> None:
@@ -57,13 +59,16 @@ class Scrubber:
             await self._sleep(_IDLE)
 
     async def copyset(self, copyset: Copyset) -> None:
-        """Hollow chunks, and those of its chunks that are due. Raises DiskFailed."""
+        """Hollow chunks, those with known bad blocks, and those that are due. Raises DiskFailed."""
         for chunk in sorted(copyset.chunks.hollow):
-            if copyset.chunks.materialize(chunk):
-                await self.chunk(copyset, chunk)
+            copyset.chunks.materialize(chunk)
+        now = self._clock.monotonic()
+        for number in copyset.chunks.suspect():
+            if now >= self._retry_at.get((copyset.group, number), 0.0):
+                self._retry_at[copyset.group, number] = now + _RETRY
+                await self.chunk(copyset, number)
         if not self._config.enabled:
             return
-        now = self._clock.monotonic()
         known = copyset.chunks.with_files()
         for chunk in known:
             key = (copyset.group, chunk)
@@ -74,6 +79,7 @@ class Scrubber:
                 self._last[key] = now
         if len(self._last) > 2 * sum(len(one.chunks) for one in self._copysets.by_group.values()) + 1024:
             self._last.clear()
+            self._retry_at.clear()
 
     async def chunk(self, copyset: Copyset, number: int) -> None:
         """Verifies and repairs one chunk; what cannot be repaired is logged. Raises DiskFailed."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from curve_storage.chunkserver import copyset_meta
 from curve_storage.chunkserver.atomic_file import fsync_directory, write_atomic
 from curve_storage.chunkserver.chunk_directory import PREFIX, chunk_file_name
-from curve_storage.chunkserver.chunk_file import DATA_START, FILE_SIZE, ChunkFile, Handle, disk_failed
+from curve_storage.chunkserver.chunk_file import DATA_START, FILE_SIZE, HEADER_SIZE, ChunkFile, Handle, disk_failed
 from curve_storage.chunkserver.copyset_meta import CopysetMeta
 from curve_storage.chunkserver.pool import ChunkPool
 from curve_storage.consensus.api import Piece
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from curve_storage.chunkserver.copyset import Copyset
 
 _RUN = MiB // BLOCK_SIZE
+_BLANK_PAGE = bytes(HEADER_SIZE)
 INCOMING = ".incoming"
 READY = ".ready"
 OLD = ".old"
@@ -49,9 +50,11 @@ class CopysetSource:
             yield Piece(copyset_meta.FILE, offset, encoded[offset : offset + MiB])
         for number in self._meta.chunks:
             chunk = self._copyset.chunks.get(number)
-            if chunk is None:
-                continue  # deleted since: the receiver's replay deletes it as well
             name = chunk_file_name(number)
+            if chunk is None:
+                # Deleted or emptied since: blank over there too, and the replay does the same to it as here.
+                yield Piece(name, 0, _BLANK_PAGE)
+                continue
             yield Piece(name, 0, chunk.head())
             async for piece in self._data(name, chunk):
                 yield piece

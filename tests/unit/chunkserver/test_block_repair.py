@@ -210,6 +210,37 @@ async def test_a_hollow_chunk_is_read_from_others_and_filled_when_there_is_space
     assert bytes(await group.read(3, 0, 3)) == block(3) + block(13) + bytes(BLOCK_SIZE)
 
 
+async def test_known_bad_blocks_are_fetched_without_being_read(tmp_path: Path, parts: SimpleNamespace) -> None:
+    group = Group(tmp_path, parts, files=2)
+    for chunk in (1, 2, 3):
+        group.write(chunk, 0, chunk, chunk + 10)
+    group.seq += 1
+    group.apply(parts.delete(1, group.seq))
+    group.write(3, 1, 77)  # gives the hollow chunk a file, block 0 is still missing
+    group.replicas.down = {2, 3}
+    clock = ManualClock()
+    scrubber = Scrubber(
+        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
+        group.repairer,
+        group.disks[1].monitor,
+        ScrubConfig(),
+        clock,
+        sleep=group.sleep,
+    )
+    assert group.mine.chunks.suspect() == [3]
+    await scrubber.copyset(group.mine)
+    asked = len(group.replicas.asked)
+    assert asked > 0
+    await scrubber.copyset(group.mine)
+    assert len(group.replicas.asked) == asked, "not again at once"
+    group.replicas.down = set()
+    clock.advance(61)
+    await scrubber.copyset(group.mine)
+    assert group.mine.chunks.suspect() == []
+    group.replicas.down = {2, 3}
+    assert bytes(await group.read(3, 0, 3)) == block(3) + block(77) + bytes(BLOCK_SIZE)
+
+
 async def test_the_scrub_heals_cold_chunks_when_they_are_due(group: Group, parts: SimpleNamespace) -> None:
     for chunk in (1, 2):
         group.write(chunk, 0, *range(1, 300))

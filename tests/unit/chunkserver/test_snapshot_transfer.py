@@ -88,6 +88,30 @@ async def test_a_replica_moves_while_it_is_written_to(tmp_path: Path, parts: Sim
     assert target.disk.load().durable_index() == taken.index
 
 
+async def test_what_is_emptied_before_its_turn_is_no_riddle_to_the_receiver(
+    tmp_path: Path, parts: SimpleNamespace
+) -> None:
+    source, target = Replica(parts, tmp_path / "a"), Replica(parts, tmp_path / "b")
+    for chunk in (1, 2, 3):
+        source.write(chunk, 7, chunk)
+    taken = await source.machine.snapshot()
+    later = []
+    for chunk in (2, 3):
+        source.seq += 1
+        later.append(source.apply(parts.discard(chunk, 0, 64 * BLOCK_SIZE, source.seq)))
+    await source.machine.checkpoint()  # frees both
+    later.append(source.write(3, 8, 38))
+    sink = await target.machine.restore()
+    async for piece in taken.pieces():
+        await sink.piece(Piece(piece.name, piece.offset, bytes(piece.data)))
+    await sink.commit(taken.index)
+    for command in later:
+        target.apply(command)
+    await target.machine.checkpoint()
+    assert target.machine.chunks.ids() == source.machine.chunks.ids() == [1, 3]
+    assert target.content(3, 64) == source.content(3, 64)
+
+
 async def pieces_of(replica: Replica) -> tuple[int, list[Piece]]:
     taken = await replica.machine.snapshot()
     return taken.index, [Piece(p.name, p.offset, bytes(p.data)) async for p in taken.pieces()]
