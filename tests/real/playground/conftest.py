@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import subprocess
@@ -29,6 +30,17 @@ def log_tails(directory: Path) -> str:
         lines = log.read_text(errors="replace").splitlines()[-8:]
         out.append(f"--- {log.name}\n" + "\n".join(line[:400] for line in lines))
     return "\n".join(out)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_mounts() -> None:
+    """A mount namespace of its own: a namespace that others on this machine make would hold our mounts after umount."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    if os.geteuid() == 0 and (
+        libc.unshare(new_namespace) or libc.mount(b"none", b"/", None, recursive | private, None)
+    ):
+        pytest.fail(f"no mount namespace: {os.strerror(ctypes.get_errno())}")
 
 
 @pytest.fixture(scope="module")

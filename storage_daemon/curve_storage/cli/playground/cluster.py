@@ -29,7 +29,18 @@ from curve_storage.cli.playground.layout import (
     kind_of,
     names,
 )
-from curve_storage.cli.playground.processes import MARK, Identity, Usage, alive, end, marked, send, spawn, usage
+from curve_storage.cli.playground.processes import (
+    MARK,
+    Identity,
+    Usage,
+    alive,
+    command_line,
+    end,
+    marked,
+    send,
+    spawn,
+    usage,
+)
 from curve_storage.errors import CurveError, FailedPrecondition, InvalidArgument, NoSpace, NotFound, Unavailable
 from curve_storage.proto import mds_pb2, volumehost_pb2, volumehost_pb2_grpc
 from curve_storage.rpc.channel import unix_channel
@@ -148,8 +159,13 @@ class Playground:
         started = []
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CURVE_")}
         environment[MARK] = layout.state.mark
+        unnoted = [known for known in marked(layout.state.mark) if known not in self._noted(layout)]
         for program in layout.programs().values():
             if alive(layout.state.identity(program.name)):
+                continue
+            twin = next((known for known in unnoted if command_line(known.pid) == program.argv), None)
+            if twin is not None:  # an `up` that was interrupted between its start and its note
+                layout.state.processes[program.name] = (twin.pid, twin.started)
                 continue
             if program.name == "keeper":
                 self._clean_dead_mounts(layout)
@@ -158,6 +174,7 @@ class Playground:
             layout.state.processes[program.name] = (known.pid, known.started)
             state.save(self.directory, layout.state)
             started.append(program.name)
+        state.save(self.directory, layout.state)
         return started
 
     def _prepare(self, options: PlaygroundOptions) -> Layout:
@@ -217,7 +234,7 @@ class Playground:
             )
 
     def _end_strays(self, known: state.State) -> None:
-        """Data processes that outlived everything else, and a process started just before its note was written."""
+        """Data processes that outlived everything else: nothing would look after them."""
         strays = marked(known.mark)
         if strays:
             self._progress(f"ending {len(strays)} processes that a crash has left")

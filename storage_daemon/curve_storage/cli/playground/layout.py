@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from curve_storage.cli.playground.state import State
-from curve_storage.errors import NotFound
+from curve_storage.errors import NotFound, ResourceExhausted
 from curve_storage.units import GiB, MiB
 from curve_storage.wire.token import Keyring
 
@@ -21,6 +22,7 @@ HOST = "127.0.0.1"
 MDS_COUNT = 3
 DEFAULT_POOL_SIZE = 4 * GiB
 NODE = "playground"
+PORTS = range(21000, 32000)
 LOG_SEGMENT = 16 * MiB
 LOG_SIZE = 256 * MiB
 READY_CHUNKS = 4
@@ -76,18 +78,27 @@ def needed_ports(state: State) -> list[str]:
     return found
 
 
-def choose_ports(state: State, *, anew: bool) -> None:
-    """Fills in ports that are missing; with `anew` replaces those that another program has taken meanwhile."""
+def choose_ports(state: State, *, anew: bool, rng: random.Random | None = None) -> None:
+    """Fills in ports that are missing; with `anew` replaces those that another program has taken meanwhile.
+
+    Below the range the system takes ports of outgoing connections from: such a connection could have taken the port of
+    a process that is just being restarted. Raises ResourceExhausted when none is free."""
+    rng = rng or random.Random()
     held: list[socket.socket] = []
     try:
         for name in needed_ports(state):
             port = state.ports.get(name, 0)
             if port and (not anew or _free(port, held)):
                 continue
-            # Kept open until all are chosen, so that the system hands out each only once.
-            sock = _listening(0)
-            held.append(sock)
-            state.ports[name] = sock.getsockname()[1]
+            candidates = [n for n in rng.sample(PORTS, 2000) if n not in state.ports.values()]
+            found = next((n for n in candidates if _free(n, held)), None)
+            if found is None:
+                raise ResourceExhausted(
+                    "no free port",
+                    where=f"{HOST}:{PORTS.start}-{PORTS.stop - 1}",
+                    todo="End programs that listen there",
+                )
+            state.ports[name] = found
     finally:
         for sock in held:
             sock.close()

@@ -65,6 +65,15 @@ def usage(pid: int) -> Usage | None:
     return Usage(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * page)
 
 
+def command_line(pid: int) -> list[str]:
+    """Empty when it cannot be read."""
+    try:
+        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return os.fsdecode(data).removesuffix("\0").split("\0")
+
+
 def spawn(argv: list[str], log: Path, environment: dict[str, str]) -> Identity:
     """Starts a process in a session of its own, output appended to `log`. Raises Unavailable when it cannot be."""
     with log.open("ab") as output:
