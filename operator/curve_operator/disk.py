@@ -102,34 +102,62 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def wipe(options: argparse.Namespace) -> None:
+    """What is not ours is left alone and named; only what is ours and cannot be removed is a failure."""
+    left: list[str] = []
+    failed: list[str] = []
     for directory in options.directory:
-        if not directory.is_dir() or not any(directory.iterdir()):
-            continue
-        entries = {entry.name for entry in directory.iterdir()}
-        # a marker of this very cluster, or the member folder that etcd made in a folder named after it
-        if read_marker(directory) != options.cluster and entries != {"member"}:
-            raise Refused(f"{directory} on {node()} does not carry this cluster's marker: it is left alone")
-        for entry in directory.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    for device in options.device:
-        check_device(device)
-        found = probe(device)
-        if not found:
-            continue
-        if found.get("LABEL") != LABEL:
-            raise Refused(f"{device} on {node()} was not formatted by Curve: it is left alone")
-        options.scratch.mkdir(parents=True, exist_ok=True)
-        mount(device, options.scratch)
         try:
-            marker = read_marker(options.scratch)
-        finally:
-            unmount(options.scratch)
-        if marker != options.cluster:
-            raise Refused(f"{device} on {node()} belongs to another cluster: it is left alone")
-        _run(["wipefs", "-a", str(device)])
+            _wipe_directory(directory, options.cluster, left)
+        except OSError as error:
+            failed.append(f"{directory} on {node()} cannot be emptied: {error}")
+    for device in options.device:
+        try:
+            _wipe_device(device, options.cluster, options.scratch, left)
+        except (Refused, OSError, subprocess.SubprocessError) as error:
+            failed.append(str(error))
+    for text in left:
+        print(json.dumps({"level": "warning", "component": "disk", "event": text}), file=sys.stderr, flush=True)
+    if failed:
+        raise Refused("; ".join(failed))
+
+
+def _wipe_directory(directory: Path, cluster: str, left: list[str]) -> None:
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    entries = {entry.name for entry in directory.iterdir()}
+    # a marker of this very cluster, or the member folder that etcd made in a folder named after it
+    if read_marker(directory) != cluster and entries != {"member"}:
+        left.append(f"{directory} on {node()} does not carry this cluster's marker: it is left alone")
+        return
+    # the marker last: an interrupted wipe is taken up again
+    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == MARKER):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _wipe_device(device: Path, cluster: str, scratch: Path, left: list[str]) -> None:
+    if not device.exists():
+        left.append(f"{device} does not exist on {node()}")
+        return
+    check_device(device)
+    found = probe(device)
+    if not found:
+        return
+    if found.get("LABEL") != LABEL:
+        left.append(f"{device} on {node()} was not formatted by Curve: it is left alone")
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    mount(device, scratch)
+    try:
+        marker = read_marker(scratch)
+    finally:
+        unmount(scratch)
+    if marker != cluster:
+        left.append(f"{device} on {node()} belongs to another cluster: it is left alone")
+        return
+    _run(["wipefs", "-a", str(device)])
 
 
 def mark(directory: Path, cluster: str) -> None:

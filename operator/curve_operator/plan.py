@@ -17,6 +17,7 @@ from curve_operator.settings import Settings
 
 CATCH_UP = timedelta(seconds=15)
 """From a chunkserver's readiness to the next one's restart: the MDS has noticed by then whatever the restart did."""
+REASONS_SHOWN = 3
 PATIENCE = timedelta(minutes=10)
 """After this time a pool is made without the disks that are still missing, when the others suffice."""
 
@@ -253,6 +254,6 @@ def _report_role(
             why = trouble(pod)
             if why:
                 reasons.append(f"{pod['metadata']['name']}: {why}")
-    text = f"{ready}/{wanted} {what} ready" + (f" ({reasons[0]})" if reasons else "")
+    text = f"{ready}/{wanted} {what} ready" + (f" ({'; '.join(reasons[:REASONS_SHOWN])})" if reasons else "")
     plan.wait(text)
     plan.findings.append(Finding(type_, good, "SomeReady" if good else "NotReady", text))

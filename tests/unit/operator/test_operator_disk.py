@@ -76,13 +76,23 @@ def test_wipe_removes_ours(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("marker", [None, "u2"])
-def test_wipe_leaves_others_alone(folder: Path, termination: Path, marker: str | None) -> None:
+def test_wipe_leaves_others_alone(folder: Path, capsys: pytest.CaptureFixture[str], marker: str | None) -> None:
     if marker:
         (folder / disk.MARKER).write_text(json.dumps({"cluster": marker}))
     (folder / "precious").write_text("x")
-    assert wipe(folder) == 1
+    assert wipe(folder) == 0
     assert (folder / "precious").exists()
-    assert "left alone" in termination.read_text()
+    assert "left alone" in capsys.readouterr().err
+
+
+def test_one_refusal_does_not_keep_the_others_from_being_wiped(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious").write_text("x")
+    prepare(folder)
+    command = ["wipe", "--cluster", "u1", "--directory", str(other), "--directory", str(folder)]
+    assert disk.main([*command, "--device", str(tmp_path / "gone")]) == 0
+    assert list(folder.iterdir()) == [] and (other / "precious").exists()
 
 
 def test_wipe_takes_the_folder_of_an_etcd_member(folder: Path) -> None:
