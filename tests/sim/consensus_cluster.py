@@ -106,7 +106,10 @@ class Node:
         self._sync()
         group = self.group
         if group is not None and group.raft is not None:
+            elected = self.seen.led_term
             self.sim.truth.check(self.number, group.raft, self.seen)
+            if self.seen.led_term != elected:
+                self.sim.check_leases(self)
 
     def _sync(self) -> None:
         engine = self.engine
@@ -118,6 +121,8 @@ class Node:
             engine.log.resume()
             if engine.log.stalled:
                 self.checkpoint()
+                if engine.log.stalled and not engine.log.pool.free:
+                    engine.log.pool.prepare(beyond_limit=True)
                 engine.log.resume()
         batch = engine.take_batch()
         if batch is None:
@@ -264,7 +269,7 @@ class Simulation:
         self.cut: set[tuple[int, int]] = set()
         self.loss = rng.choice((0.0, 0.02, 0.1))
         self.duplicate = rng.choice((0.0, 0.05))
-        self.slow = rng.choice((0.0, 0.03))
+        self.slow = rng.choice((0.0, 0.03, 0.3))
         self.slow_disk = rng.choice((0.02, 0.2))
         self.calm = False
         self.raft_config = RaftConfig(
@@ -320,7 +325,7 @@ class Simulation:
         for _ in range(copies):
             delay = rng.uniform(0.0005, 0.02)
             if not self.calm and rng.random() < self.slow:
-                delay = rng.uniform(0.02, 2.0)
+                delay = rng.choice((rng.uniform(0.02, 0.5), rng.uniform(0.5, 2.0)))
             self.at(self.time + delay, lambda: self._deliver(message))
 
     def _deliver(self, message: Message) -> None:
@@ -380,6 +385,29 @@ class Simulation:
             pass
         node.flush()
 
+    def check_leases(self, elected: Node) -> None:
+        """Nobody may still serve reads by lease at the moment another member is elected."""
+        assert elected.group is not None and elected.group.raft is not None
+        for node in self.nodes.values():
+            group = node.group
+            if node is elected or group is None or group.raft is None or node.paused_until > self.time:
+                continue
+            raft = group.raft
+            active, lease = raft.active_at, raft.lease_valid(node.now())
+            raft.active_at = active
+            if lease and raft.term < elected.group.raft.term:
+                raise Violation(f"node {elected.number} is elected while node {node.number} holds a lease")
+
+    def hint(self, lost: Node) -> None:
+        """Some of the others see the connection to this node break."""
+        for node in self.nodes.values():
+            if node is not lost and node.engine is not None and self.rng.random() < 0.5:
+                engine = node.engine
+                node.later(
+                    self.rng.uniform(0.001, 0.1),
+                    lambda node=node, engine=engine: engine.peer_suspected(lost.number, node.now()),  # type: ignore[misc]
+                )
+
     def propose(self, node: Node) -> bytes:
         assert node.engine is not None and node.group is not None
         self.commands += 1
@@ -409,10 +437,12 @@ class Simulation:
             for each in self.nodes.values():
                 self._crash(each)
         elif fault == "cut":
+            self.hint(node)
             for other in self.nodes:
                 if rng.random() < 0.6:
                     self.cut |= {(node.number, other), (other, node.number)}
         elif fault == "one-way":
+            self.hint(node)
             for other in self.nodes:
                 if rng.random() < 0.6:
                     self.cut.add((node.number, other) if rng.random() < 0.5 else (other, node.number))
@@ -457,6 +487,7 @@ class Simulation:
         if node.engine is None:
             return
         node.crash()
+        self.hint(node)
         self.at(self.time + self.rng.choice((0.05, 0.5, 2.0)) * self.rng.random(), lambda: self._restart(node))
 
     def _restart(self, node: Node) -> None:

@@ -100,7 +100,12 @@ class Truth:
                     raise Violation(
                         f"node {node} commits {commit} of term {log.term(commit)} by counting in {raft.term}"
                     )
-                if quorum_value(raft.membership, lambda each: self.durable.get(each, 0)) < commit:
+                # A commit may have appended the next membership in the same step.
+                memberships = [raft.membership, *([seen.membership] if seen.membership else [])]
+                if all(
+                    quorum_value(membership, lambda each: self.durable.get(each, 0)) < commit
+                    for membership in memberships
+                ):
                     raise Violation(f"node {node} commits {commit}, which no quorum has on disk: {self.durable}")
             for index in range(max(seen.commit, log.base) + 1, commit + 1):
                 term = log.term(index)
@@ -112,6 +117,7 @@ class Truth:
             if commit > self.top and commit in self.committed:
                 self.top = commit
             seen.commit = commit
+        seen.membership = raft.membership
 
     def apply(self, node: int, index: int, term: int, header: bytes, digest: int) -> None:
         known = self.applied.setdefault(index, (term, header))
@@ -136,6 +142,7 @@ class Seen:
         self.last_term = 0
         self.commit = 0
         self.terms: dict[int, int] = {}
+        self.membership: Membership | None = None
 
 
 class Machine:

@@ -25,7 +25,7 @@ class Checkpointer:
         """Starts what is due; cheap otherwise."""
         if self._task is None or self._task.done():
             due = self._due(now)
-            if due:
+            if due or self._host.engine.log.stalled:
                 self._task = self._host.spawn(self._run(due), "checkpoint")
         self._watch_stall()
 
@@ -51,7 +51,12 @@ class Checkpointer:
     async def _run(self, due: list[Group]) -> None:
         for group in due:
             await self.checkpoint(group)
-        self.release()
+        freed = self.release()
+        shared = self._host.engine.log
+        if not freed and shared.stalled and not shared.pool.free and shared.pool.files >= shared.pool.max_files:
+            # What fills the log is not committed yet: a vote or a truncation must get in to settle it.
+            await self._host.in_background(lambda: shared.pool.prepare(beyond_limit=True))
+            self._host.schedule()
 
     async def checkpoint(self, group: Group) -> None:
         host = self._host
@@ -82,10 +87,11 @@ class Checkpointer:
             # No-ops and memberships after the last command need no state machine.
             engine.checkpointed(group, index)
 
-    def release(self) -> None:
+    def release(self) -> bool:
         files = self._host.engine.collect()
         if files:
             self._host.recycle(files)
+        return bool(files)
 
     def _watch_stall(self) -> None:
         engine = self._host.engine

@@ -89,7 +89,16 @@ class SegmentPool:
         return True
 
     def recycle(self, file: DiskFile) -> None:
-        """Raises DiskFailed."""
+        """Makes the file ready again, or removes it when there are more than the limit. Raises DiskFailed."""
+        match = _NAME.match(file.name)
+        with self._lock:
+            surplus = match is not None and len(self._numbers) > self.max_files
+            if match is not None and surplus:
+                self._numbers.discard(int(match.group(1)))
+        if surplus:
+            file.close()
+            self._disk.remove(file.name)
+            return
         file.write(0, [ZERO_PAGE[:HEADER_SIZE]])
         file.sync()
         self.add_free(file)
