@@ -26,7 +26,8 @@ BLOCKS = [block for page in PAGES for block in documents.blocks(page)]
 LANGUAGES = {"sh", "yaml"}
 # Programs of the system that the pages may call.
 SYSTEM = {
-    ".", "blockdev", "dd", "df", "docker", "e2fsck", "export", "mkdir", "mkfs.ext4", "mount", "resize2fs", "sha256sum", "umount",
+    ".", "blockdev", "dd", "df", "docker", "e2fsck", "export", "fuser", "grep",
+    "mkdir", "mkfs.ext4", "mount", "resize2fs", "sha256sum", "umount",
 }  # fmt: skip
 
 
