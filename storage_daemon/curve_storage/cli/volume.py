@@ -249,6 +249,24 @@ def throttle(
 
 
 @app.command()
+def release(
+    volume: VolumeArgument,
+    node: Annotated[str, typer.Option("--node", help="Only if this node holds it; default: whichever does.")] = "",
+    config: ConfigOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Give a volume free whose node is lost for good. On a node that lives, use detach: it would go on writing until
+    another one attaches the volume."""
+
+    async def work() -> dict[str, Any]:
+        async with mds(config) as client:
+            request = mds_pb2.ReleaseVolumeRequest(volume=volume_ref(volume), node=node)
+            return plain((await client.namespace.ReleaseVolume(request)).volume)
+
+    show_volume(run(work()), output)
+
+
+@app.command()
 def purge(
     older_than: Annotated[float, typer.Option("--older-than", help="Hours in the bin; 0: all.")] = 0.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

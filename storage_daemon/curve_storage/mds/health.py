@@ -95,7 +95,7 @@ def _chunkservers(core: Core, in_use: list[ChunkServerRecord], now: float) -> It
             yield Reason(
                 "chunkserver_offline",
                 f"{name(record)} has been silent for {silent:.0f} s and counts as lost; {what}. Start it again, "
-                f"or retire it: curve server retire {record.id}",
+                f"or have it emptied: curve chunkserver drain {record.id}",
             )
         elif online is Online.UNSTABLE:
             left = max(0.0, core.config.heartbeat.offline_after - silent)

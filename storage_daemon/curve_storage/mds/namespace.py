@@ -266,7 +266,7 @@ class Namespace:
                 raise NotFound(
                     "no deleted volume had this path",
                     where=path,
-                    todo="See what can be recovered: curve volume recycle-bin",
+                    todo="See what can be recovered: curve volume list --deleted",
                 )
             entry = candidates[-1]
         target = target_path or entry.original_path
