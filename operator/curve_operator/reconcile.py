@@ -89,8 +89,10 @@ class Reconciler:
             await self.kube.patch(
                 API, names.KIND, metadata["name"], metadata["namespace"], {"status": after}, subresource="status"
             )
-        except (NotFound, Aborted):
-            return  # deleted, or changed meanwhile: the next round looks anew
+        except Aborted:
+            return  # changed meanwhile: the next round looks anew
+        except NotFound:
+            pass  # just deleted: what went wrong with that is still worth an event
         for event in transitions(before, status):
             log.info("event", cluster=f"{metadata['namespace']}/{metadata['name']}", reason=event.reason)
             await self._event(resource, event)
