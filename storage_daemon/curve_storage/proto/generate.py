@@ -23,8 +23,9 @@ def generate(repository: Path, out: Path) -> list[Path]:
         target = out / root
         target.mkdir(parents=True, exist_ok=True)
         for proto in sorted(base.rglob("*.proto")):
+            builtin = Path(grpc_tools.__file__).parent / "_proto"  # google/protobuf/*.proto
             args = [
-                "protoc", f"-I{base}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}", f"--python_out={target}", f"--grpc_python_out={target}",
+                "protoc", f"-I{base}", f"-I{builtin}", f"--python_out={target}", f"--grpc_python_out={target}",
                 f"--mypy_out={target}", f"--mypy_grpc_out={target}", str(proto),
             ]  # fmt: skip
             if protoc.main(args) != 0:
