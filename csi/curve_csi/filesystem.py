@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from curve_csi.commands import run
-from curve_storage.errors import AlreadyExists, Corruption, FailedPrecondition
+from curve_storage.errors import AlreadyExists, Corruption, FailedPrecondition, Internal
 
 PROBE_DEADLINE = 30.0
 MAKE_DEADLINE = 300.0
@@ -55,11 +56,37 @@ async def prepare(device: str, kind: str, options: str, *, read_only: bool) -> N
                 where=device,
                 todo="Restore the volume from a backup, or run e2fsck by hand on a copy",
             )
+        await grow_unmounted(device)
 
 
 async def grow(device: str, target: str, kind: str) -> None:
-    """To the device's size, online; a no-op when it has that size already."""
+    """To the device's size, online; a no-op when it has that size already. Raises FailedPrecondition where the kernel
+    refuses online growth of ext4: it demands CAP_SYS_RESOURCE, which not every node grants."""
     if kind == "ext4":
-        await run(["resize2fs", device], deadline=MAKE_DEADLINE)
+        result = await run(["resize2fs", device], deadline=MAKE_DEADLINE, ok=range(256))
+        if result.code != 0 and "Permission denied" in result.err:
+            raise FailedPrecondition(
+                "this node does not grant CAP_SYS_RESOURCE, so ext4 cannot grow while it is mounted",
+                where=device,
+                todo="Restart the pod: the file system grows when the volume is staged again; xfs grows anywhere",
+            )
+        if result.code != 0:
+            text = (result.err or result.out).strip().splitlines()
+            raise Internal(f"resize2fs: {' / '.join(text[-3:])}", where=device, todo="See the message")
     elif kind == "xfs":
         await run(["xfs_growfs", target], deadline=MAKE_DEADLINE)
+
+
+async def grow_unmounted(device: str) -> None:
+    """ext4 before it is mounted: grown when the device has become larger; needs no privilege beyond the device."""
+    listed = await run(["dumpe2fs", "-h", device], deadline=PROBE_DEADLINE)
+    blocks = re.search(r"^Block count:\s+(\d+)$", listed.out, re.MULTILINE)
+    size = re.search(r"^Block size:\s+(\d+)$", listed.out, re.MULTILINE)
+    if blocks is None or size is None:
+        return
+    room = int((await run(["blockdev", "--getsize64", device], deadline=PROBE_DEADLINE)).out)
+    if room - int(blocks.group(1)) * int(size.group(1)) < int(size.group(1)):
+        return
+    # resize2fs insists on a full check just before
+    await run(["e2fsck", "-f", "-p", device], deadline=CHECK_DEADLINE, ok=(0, 1))
+    await run(["resize2fs", device], deadline=CHECK_DEADLINE)

@@ -14,6 +14,7 @@ from e2e.box.progress import Progress
 NAMESPACE = "curve-system"
 CLUSTER = "curve"
 STORAGE_CLASS = "curve-block"
+XFS_CLASS = "curve-block-xfs"
 CHARTS = Path(__file__).resolve().parents[2] / "charts"
 HEALTHY_PATIENCE = 300.0
 
@@ -23,6 +24,18 @@ def split(reference: str) -> dict[str, str]:
     registry, _, rest = reference.partition("/")
     repository, _, tag = rest.rpartition(":")
     return {"registry": registry, "repository": repository, "tag": tag}
+
+
+def storage_class(name: str, filesystem: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "default": name == STORAGE_CLASS,
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "Immediate",
+        "allowVolumeExpansion": True,
+        "mountOptions": [],
+        "parameters": {"csi.storage.k8s.io/fstype": filesystem, "onDelete": "purge"},
+    }
 
 
 def values(names: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -40,17 +53,7 @@ def values(names: dict[str, str]) -> dict[str, dict[str, Any]]:
                     "directories": [{"path": "/var/lib/curve/disk0", "size": "6Gi"}],
                 },
             },
-            "storageClasses": [
-                {
-                    "name": STORAGE_CLASS,
-                    "default": True,
-                    "reclaimPolicy": "Delete",
-                    "volumeBindingMode": "Immediate",
-                    "allowVolumeExpansion": True,
-                    "mountOptions": [],
-                    "parameters": {"csi.storage.k8s.io/fstype": "ext4", "onDelete": "purge"},
-                }
-            ],
+            "storageClasses": [storage_class(STORAGE_CLASS, "ext4"), storage_class(XFS_CLASS, "xfs")],
         },
         "curve-csi": {
             "image": product,

@@ -12,14 +12,21 @@ from e2e.mainjob.install import STORAGE_CLASS
 DEFAULT = "default"
 
 
-def claim(name: str, size: str = "1Gi", *, mode: str = "ReadWriteOnce", block: bool = False) -> dict[str, Any]:
+def claim(
+    name: str,
+    size: str = "1Gi",
+    *,
+    mode: str = "ReadWriteOnce",
+    block: bool = False,
+    storage_class: str = STORAGE_CLASS,
+) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": name, "namespace": DEFAULT},
         "spec": {
             "accessModes": [mode],
-            "storageClassName": STORAGE_CLASS,
+            "storageClassName": storage_class,
             "volumeMode": "Block" if block else "Filesystem",
             "resources": {"requests": {"storage": size}},
         },
