@@ -44,7 +44,7 @@ class Box:
     def up(self, nodes: int = 3, *, product: bool = True) -> None:
         """Starts the box, or brings a running one up to date, and returns when it can be used.
 
-        product: also build the product's and the workload image. Raises a CurveError that names what to do; what was
+        product: also build the image of the product's present code. Raises a CurveError that names what to do; what was
         started until then stays for a look at its logs, and `down` removes it.
         """
         with sole_operation():
@@ -172,8 +172,8 @@ class Box:
         """Archives of all images, and the seed that holds them."""
         with cache_in_use(self._given):
             archives = images.go_archives(self._given, self._progress)
-            if product:
-                archives += dockerfile.archives(self._given, self._progress)
+            targets = [target for target in dockerfile.TARGETS if product or target.reference != images.PRODUCT]
+            archives += dockerfile.archives(self._given, self._progress, targets)
             return archives, Seed(self._given, self._progress).ensure(archives)
 
     def _remove_leftovers(self, state: State | None) -> None:

@@ -46,7 +46,7 @@ def packages() -> None:
 @app.command()
 def up(
     nodes: Annotated[int, typer.Option(help="How many nodes a new box has.", min=1, max=9)] = 3,
-    bare: Annotated[bool, typer.Option("--bare", help="Without the images built from the Dockerfile.")] = False,
+    bare: Annotated[bool, typer.Option("--bare", help="Without an image of the product.")] = False,
 ) -> None:
     """Start the box, or bring a running one up to date: packages, programs, images, control plane, nodes, DNS."""
     box = Box()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.box import oci
 from e2e.box.command import run, stream
 from e2e.box.images import PRODUCT, WORKLOAD, Archive, forget_older
 from e2e.box.places import REPOSITORY, Places
@@ -87,7 +88,7 @@ def _ignored(path: Path) -> bool:
 
 
 def content_key(target: Target, repository: Path = REPOSITORY) -> str:
-    digest = hashlib.sha256("\0".join((target.stage, CLEAN, *BASE_PACKAGES)).encode())
+    digest = hashlib.sha256("\0".join(("2", target.stage, CLEAN, *BASE_PACKAGES)).encode())
     for file in source_files(target.sources, repository):
         digest.update(f"\0{file.relative_to(repository)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -136,12 +137,12 @@ class _Builder:
             options = ["--isolation", "chroot", "--pull=never", "--layers", "--build-arg", f"BASE={BASE}", *secrets]
             self._buildah("bud", *options, "--target", target.stage, "--tag", target.reference, str(REPOSITORY))
         self._step.detail = "writing the archive"
-        temporary = archive.path.with_name(f".{archive.path.name}.{os.getpid()}")
         # Not compressed: it only goes to the nodes of this machine, and each change of the product makes it anew.
-        self._buildah(
-            "push", "--quiet", "--disable-compression", target.reference, f"oci-archive:{temporary}:{target.reference}"
-        )
-        os.replace(temporary, archive.path)
+        with tempfile.TemporaryDirectory(prefix="export-", dir=self._places.layers) as folder:
+            self._buildah(
+                "push", "--quiet", "--disable-compression", "--format", "oci", target.reference, f"dir:{folder}"
+            )
+            oci.archive_from_folder(Path(folder), archive.path, target.reference)
 
     def _ensure_base(self) -> None:
         key = hashlib.sha256("\0".join((CLEAN, *BASE_PACKAGES, *APT_OPTIONS, *LEFT_OUT)).encode()).hexdigest()[:16]

@@ -13,11 +13,13 @@ import json
 import os
 import platform
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 MEDIA = "application/vnd.oci.image"
+BLOBS = "blobs/sha256/"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SEARCH_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -54,7 +56,7 @@ def layer(files: Mapping[str, Path | bytes]) -> bytes:
 
 def write_archive(target: Path, reference: str, content: bytes, config: ImageConfig) -> None:
     """Writes an OCI archive of one layer that `ctr images import` takes under the name `reference`."""
-    blobs: dict[str, bytes] = {}
+    blobs: dict[str, bytes | Path] = {}
 
     def put(kind: str, data: bytes) -> dict[str, object]:
         digest = hashlib.sha256(data).hexdigest()
@@ -79,21 +81,54 @@ def write_archive(target: Path, reference: str, content: bytes, config: ImageCon
         "config": put("config.v1+json", _json(description)),
         "layers": [packed],
     }
-    entry = put("manifest.v1+json", _json(manifest))
-    entry["annotations"] = {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": reference}
-    files = {
+    _write(target, reference, _json(manifest), blobs)
+
+
+def archive_from_folder(folder: Path, target: Path, reference: str) -> None:
+    """An OCI archive from a folder in the layout of the `dir:` transport: manifest.json beside the blobs it names."""
+    manifest = (folder / "manifest.json").read_bytes()
+    content = json.loads(manifest)
+    digests = [part["digest"].removeprefix("sha256:") for part in (content["config"], *content["layers"])]
+    _write(target, reference, manifest, {digest: folder / digest for digest in digests})
+
+
+def _write(target: Path, reference: str, manifest: bytes, blobs: Mapping[str, bytes | Path]) -> None:
+    """The archive around a manifest and its blobs (hex digest → content), replaced whole."""
+    digest = hashlib.sha256(manifest).hexdigest()
+    entry = {
+        "mediaType": f"{MEDIA}.manifest.v1+json",
+        "digest": f"sha256:{digest}",
+        "size": len(manifest),
+        "annotations": {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": reference},
+    }
+    files: dict[str, bytes | Path] = {
         "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
         "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),
-        **{f"blobs/sha256/{digest}": data for digest, data in blobs.items()},
+        **{f"{BLOBS}{name}": content for name, content in {**blobs, digest: manifest}.items()},
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as archive:
         for name in sorted(files):
+            content = files[name]
             info = tarfile.TarInfo(name)
-            info.size, info.mode = len(files[name]), 0o644
-            archive.addfile(info, io.BytesIO(files[name]))
+            info.mode = 0o644
+            if isinstance(content, Path):
+                info.size = content.stat().st_size
+                with content.open("rb") as stream:
+                    archive.addfile(info, stream)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
     os.replace(temporary, target)
+
+
+def copy_without(source: Path, target: IO[bytes], present: Collection[str]) -> None:
+    """Copies an OCI archive, leaving out the blobs whose digest ("sha256:…") the receiver has already."""
+    with tarfile.open(source) as given, tarfile.open(fileobj=target, mode="w|") as reduced:
+        for member in given:
+            if member.isfile() and f"sha256:{member.name.removeprefix(BLOBS)}" not in present:
+                reduced.addfile(member, given.extractfile(member))
 
 
 def _json(value: object) -> bytes:

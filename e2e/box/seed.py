@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from curve_storage.errors import Internal
-from e2e.box.command import CommandFailed, run
+from e2e.box.command import CommandFailed, failure, run
 from e2e.box.images import Archive
+from e2e.box.oci import copy_without
 from e2e.box.places import Places
 from e2e.box.progress import Progress
 from e2e.box.supervisor import LAUNCH
@@ -30,8 +31,21 @@ WITHOUT = (
 
 
 def import_archive(ctr: Path, socket: Path | str, archive: Path) -> None:
-    """Imports an OCI archive into a containerd, where pods find it."""
-    run([ctr, "--address", socket, "--namespace", "k8s.io", "images", "import", archive], timeout=300)
+    """Imports an OCI archive into a containerd, where pods find it. Layers that are there already are not sent again."""
+    command = [str(ctr), "--address", str(socket), "--namespace", "k8s.io"]
+    present = set(run([*command, "content", "ls", "--quiet"]).split())
+    words = [*command, "images", "import", "-"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            with process.stdin:
+                copy_without(archive, process.stdin, present)
+        except BrokenPipeError:
+            pass  # its own words, below, say why it ended
+        output = process.stdout.read().decode(errors="replace")
+    if process.returncode != 0:
+        raise failure(words, process.returncode, output)
 
 
 class Seed:

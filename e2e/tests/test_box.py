@@ -73,7 +73,7 @@ def before() -> Iterator[Traces]:
 
 @pytest.fixture(scope="module")
 def up(before: Traces) -> None:
-    box("up")
+    box("up", "--bare")
 
 
 def assert_clean(before: Traces) -> None:
@@ -95,7 +95,7 @@ class TestUp:
 
     def test_up_again_changes_nothing(self) -> None:
         listed = box("status")
-        box("up")
+        box("up", "--bare")
         assert box("status") == listed
 
     def test_a_service_is_found_by_name_from_another_node(self) -> None:
@@ -180,7 +180,7 @@ class TestDown:
         box("down")  # harmless when there is nothing
 
     def test_nothing_is_left_after_the_supervisor_was_killed(self, before: Traces) -> None:
-        box("up")
+        box("up", "--bare")
         box(
             "node",
             "exec",
@@ -198,7 +198,7 @@ class TestDown:
     @pytest.mark.parametrize("moment", ["state.json", "control.sock", f"netns/{NODES[2]}"])
     def test_nothing_is_left_of_a_start_that_was_killed(self, before: Traces, moment: str) -> None:
         seen = Path("/run") / moment if moment.startswith("netns") else RUNTIME / moment
-        command = [sys.executable, "-m", "e2e.box", "up"]
+        command = [sys.executable, "-m", "e2e.box", "up", "--bare"]
         environment = {**os.environ, "CURVE_BOX_NAME": NAME}
         with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
             try:

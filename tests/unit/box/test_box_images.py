@@ -60,6 +60,33 @@ def test_layers_hold_parents_first_and_programs_can_be_run(tmp_path: Path) -> No
     assert names.index("usr") < names.index("usr/bin") < names.index("usr/bin/program")
 
 
+def test_a_folder_of_blobs_becomes_an_archive_and_what_is_there_is_not_sent(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def put(data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        (folder / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    config, base, top = put(b"config"), put(b"base layer"), put(b"top layer")
+    (folder / "manifest.json").write_text(json.dumps({"schemaVersion": 2, "config": config, "layers": [base, top]}))
+    target, sent = tmp_path / "image.tar", tmp_path / "sent.tar"
+    oci.archive_from_folder(folder, target, "localhost/x:1")
+    with sent.open("wb") as stream:
+        oci.copy_without(target, stream, {str(base["digest"])})
+
+    def content(file: Path) -> dict[str, bytes]:
+        with tarfile.open(file) as opened:
+            return {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
+
+    whole, reduced = content(target), content(sent)
+    assert whole.items() >= reduced.items()
+    assert [whole[name] for name in whole.keys() - reduced.keys()] == [b"base layer"]
+    (entry,) = json.loads(whole["index.json"])["manifests"]
+    assert whole[f"blobs/sha256/{entry['digest'].removeprefix('sha256:')}"] == (folder / "manifest.json").read_bytes()
+
+
 def test_every_image_has_a_name_that_is_never_pulled() -> None:
     names = images.references()
     assert len(set(names.values())) == len(names)
