@@ -22,6 +22,7 @@ LOOP_MAJOR = 7
 # struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt type, key size, flags, file name, …
 _STATUS = struct.Struct("<QQQQQIIII64s64s32s2Q")
 NODE_FOLDERS = ("/var/lib/curve/", "/var/lib/kubelet/")
+IMAGE_STORE = "containerd"
 PATIENCE = 5.0
 
 
@@ -116,7 +117,9 @@ def ours(loops: Iterable[Loop], files: set[tuple[int, int]], living: set[int], l
 def files_below(folder: Path, inodes: set[int]) -> set[tuple[int, int]]:
     """(device, inode) of the regular files below `folder` whose inode number is in `inodes`."""
     found = set()
-    for base, _, _ in os.walk(folder):
+    for base, folders, _ in os.walk(folder):
+        if IMAGE_STORE in folders:
+            folders.remove(IMAGE_STORE)  # large, and nobody makes a disk of it
         with os.scandir(base) as entries:
             for entry in entries:
                 if entry.inode() in inodes and entry.is_file(follow_symlinks=False):

@@ -31,7 +31,7 @@ WITHOUT = (
 
 
 def import_archive(ctr: Path, socket: Path | str, archive: Path) -> None:
-    """Imports an OCI archive into a containerd, where pods find it. Layers that are there already are not sent again."""
+    """Imports an OCI archive into a containerd, where pods find it. Layers that it has are not sent again."""
     command = [str(ctr), "--address", str(socket), "--namespace", "k8s.io"]
     present = set(run([*command, "content", "ls", "--quiet"]).split())
     words = [*command, "images", "import", "-"]

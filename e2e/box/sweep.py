@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from curve_storage.errors import Aborted
@@ -113,10 +114,6 @@ def remove_data(data: Path) -> None:
     """All of the box's data but its logs, which are kept until the next start."""
     if not data.is_dir():
         return
-    for entry in data.iterdir():
-        if entry.name == "logs":
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            run(["rm", "-rf", "--one-file-system", entry])
-        else:
-            entry.unlink()
+    entries = [entry for entry in data.iterdir() if entry.name != "logs"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda entry: run(["rm", "-rf", "--one-file-system", entry]), entries))
