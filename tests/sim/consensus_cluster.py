@@ -40,6 +40,8 @@ class Node:
         self.heard: dict[int, float] = {}
         self.sending: set[int] = set()
         self.seen = Seen()
+        self.claimed = (0, 0)
+        """Index and term that were reported durable before the crash."""
 
     def now(self) -> float:
         return self.offset + self.sim.time * self.rate
@@ -61,12 +63,21 @@ class Node:
         if group.raft is None:
             raise Violation(f"node {self.number}: corrupt after a crash: {group.log.corrupt}")
         sim.truth.restarted(self.number, group.raft)
+        index, term = self.claimed
+        found = group.raft.log
+        if index > found.base and found.term(index) != term:
+            raise Violation(f"node {self.number} had reported {index}@{term} durable, and came back without it")
         self.seen.commit = group.raft.commit
         self.seen.last, self.seen.last_term = group.raft.log.last, group.raft.log.last_term
         self.heard = dict.fromkeys(sim.nodes, self.now())
         self.flush()
 
     def crash(self) -> None:
+        group = self.group
+        self.claimed = (0, 0)
+        if group is not None and group.raft is not None:
+            index = group.raft.persisted_index
+            self.claimed = (index, group.raft.log.term(index) or 0)
         self.engine = None
         self.life += 1
         self.paused_until = 0.0
@@ -367,7 +378,14 @@ class Simulation:
         self.events += 1
         self.at(self.time + self.rng.expovariate(1 / 0.08), self._client)
         node = self.leader()
-        if node is None or node.engine is None or node.group is None or node.group.raft is None:
+        if node is not None:
+            self._visit(node)
+
+    def _visit(self, node: Node) -> None:
+        """Reads and proposes at a node that may believe itself the leader."""
+        if self.calm or node.engine is None or node.paused_until > self.time:
+            return
+        if node.group is None or node.group.raft is None or node.group.raft.role is not Role.LEADER:
             return
         now = node.now()
         if node.group.raft.lease_valid(now):
@@ -429,7 +447,7 @@ class Simulation:
             node = leader
         fault = rng.choice(
             ("crash", "crash", "cut", "cut", "one-way", "heal", "heal", "pause", "members", "members", "transfer",
-             "checkpoint", "checkpoint", "checkpoint", "everything", "resign", "wipe", "hint")
+             "checkpoint", "checkpoint", "checkpoint", "everything", "resign", "wipe", "hint", "isolate")
         )  # fmt: skip
         if fault == "crash":
             self._crash(node)
@@ -441,6 +459,13 @@ class Simulation:
             for other in self.nodes:
                 if rng.random() < 0.6:
                     self.cut |= {(node.number, other), (other, node.number)}
+        elif fault == "isolate" and leader is not None:
+            # The old leader does not know yet, the others elect another, and clients reach both.
+            for other in self.nodes:
+                self.cut |= {(leader.number, other), (other, leader.number)}
+            self.hint(leader)
+            for step in range(12):
+                self.at(self.time + 0.5 + step * 0.05, lambda: [self._visit(each) for each in self.nodes.values()])
         elif fault == "one-way":
             self.hint(node)
             for other in self.nodes:

@@ -14,15 +14,9 @@ BASE = int(os.environ.get("SIM_BASE", "1"))
 SEEDS = int(os.environ.get("SIM_SEEDS", "1000"))
 CHUNK = 20
 
-REGRESSIONS = {
-    4: "a new member with nothing to receive was never probed",
-    330: "entries persisted but forgotten in a restart filled the window for ever",
-    358: "a lost probe moved the position that was probed",
-    473: "a removed and wiped member voted for a stale one",
-    587: "a wiped replica came back as a voter",
-    985: "a paused member noticed its election late",
-}
-
+REGRESSIONS: dict[int, str] = {}
+"""Seeds that failed since the simulation took its present form, and why. A change of the simulation's choices makes
+seeds mean something else: what it found before is kept as directed tests in tests/unit/consensus."""
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(BASE, BASE + SEEDS, CHUNK))
