@@ -278,7 +278,7 @@ async def test_a_server_that_does_not_read_is_not_sent_without_end() -> None:
         calls.append(channel.call(WRITE, b"", data, timeout=60))
         await asyncio.sleep(0)
         refused += calls[-1].done()
-    assert refused > 30
+    assert refused > 0  # how many fit into the socket buffers depends on the machine
     with pytest.raises(Overloaded):
         await calls[-1]
     assert channel.post(MessageType.RAFT_BATCH, b"") is False
