@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,11 +48,17 @@ class Traces:
 def look(name: str, data: Path) -> Traces:
     """Traces on the machine now. name: of the box, for its processes; data: its folder.
 
-    Other work on the machine keeps its mounts and loop devices below the temporary folder: these are not looked at.
+    Not looked at is other work on the machine: mounts and loop devices below the temporary folder, and loop devices
+    over a FUSE file system that something alive has mounted.
     """
     temporary = tempfile.gettempdir()
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    files = [(loop.number, path) for loop in loops.attached() if (path := _backing(loop.number))]
+    living = loops.mounted_devices(loops.living_mountinfos())
+    files = [
+        (loop.number, path)
+        for loop in loops.attached()
+        if (path := _backing(loop.number)) and not (os.major(loop.device) == 0 and loop.device in living)
+    ]
     return Traces(
         mounts=frozenset(mount for mount in mounts if not mount.startswith(temporary)),
         namespaces=frozenset(each.name for each in network.NAMESPACES.glob("*")),
