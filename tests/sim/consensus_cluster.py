@@ -257,6 +257,8 @@ class Node:
             self.machine.durable = state
             self.machine.index, self.machine.digest = state
             self.sim.counts["snapshots"] += 1
+            if not self.sim.calm and self.sim.rng.random() < 0.2:  # the worst moment
+                self.sim.at(self.sim.time + self.sim.rng.uniform(0, 0.02), lambda: self.sim.crash(self))
             self.later(self.sim.disk_delay(), finish)
 
         def finish() -> None:
@@ -281,6 +283,8 @@ class Simulation:
         self.loss = rng.choice((0.0, 0.02, 0.1))
         self.duplicate = rng.choice((0.0, 0.05))
         self.slow = rng.choice((0.0, 0.03, 0.3))
+        self.pace = rng.choice((0.08, 0.08, 0.6))
+        self.slow_answers = rng.random() < 0.2
         self.slow_disk = rng.choice((0.02, 0.2))
         self.calm = False
         self.raft_config = RaftConfig(
@@ -293,7 +297,7 @@ class Simulation:
             change_timeout=5.0,
         )
         self.log_config = LogConfig(segment_size=32 * 1024, max_size=32 * 1024 * rng.choice((4, 12)))
-        self.big = rng.choice((0, 0, 3000))
+        self.big = rng.choice((0, 4000, 8000))
         self.members = tuple(range(1, members + 1))
         self.initial = Membership(voters=self.members)
         self.nodes: dict[int, Node] = {}
@@ -335,6 +339,8 @@ class Simulation:
         copies = 2 if not self.calm and rng.random() < self.duplicate else 1
         for _ in range(copies):
             delay = rng.uniform(0.0005, 0.02)
+            if self.slow_answers and message.kind == HEARTBEAT_REPLY:
+                delay = rng.uniform(0.1, 0.35)
             if not self.calm and rng.random() < self.slow:
                 delay = rng.choice((rng.uniform(0.02, 0.5), rng.uniform(0.5, 2.0)))
             self.at(self.time + delay, lambda: self._deliver(message))
@@ -376,7 +382,7 @@ class Simulation:
         if self.calm:
             return
         self.events += 1
-        self.at(self.time + self.rng.expovariate(1 / 0.08), self._client)
+        self.at(self.time + self.rng.expovariate(1 / self.pace), self._client)
         node = self.leader()
         if node is not None:
             self._visit(node)
@@ -447,13 +453,14 @@ class Simulation:
             node = leader
         fault = rng.choice(
             ("crash", "crash", "cut", "cut", "one-way", "heal", "heal", "pause", "members", "members", "transfer",
-             "checkpoint", "checkpoint", "checkpoint", "everything", "resign", "wipe", "hint", "isolate")
+             "checkpoint", "checkpoint", "checkpoint", "everything", "resign", "wipe", "hint", "isolate", "mute",
+             "deaf", "deaf")
         )  # fmt: skip
         if fault == "crash":
-            self._crash(node)
+            self.crash(node)
         elif fault == "everything" and rng.random() < 0.3:
             for each in self.nodes.values():
-                self._crash(each)
+                self.crash(each)
         elif fault == "cut":
             self.hint(node)
             for other in self.nodes:
@@ -466,6 +473,12 @@ class Simulation:
             self.hint(leader)
             for step in range(12):
                 self.at(self.time + 0.5 + step * 0.05, lambda: [self._visit(each) for each in self.nodes.values()])
+        elif fault == "mute" and leader is not None:
+            # Nobody hears the leader any more, while it still hears answers to what it sent before.
+            self.cut |= {(leader.number, other) for other in self.nodes}
+            self.hint(leader)
+        elif fault == "deaf" and leader is not None:
+            self.cut.add((leader.number, node.number))
         elif fault == "one-way":
             self.hint(node)
             for other in self.nodes:
@@ -476,9 +489,10 @@ class Simulation:
         elif fault == "pause":
             node.paused_until = self.time + rng.choice((0.3, 1.0, 3.0)) * rng.random()
         elif fault == "checkpoint":
-            if node.engine is not None and node.paused_until <= self.time:
-                node.checkpoint()
-                node.flush()
+            for each in self.nodes.values():
+                if each.engine is not None and each.paused_until <= self.time and rng.random() < 0.6:
+                    each.checkpoint()
+                    each.flush()
         elif node.group is None or node.group.raft is None or node.paused_until > self.time:
             return
         elif fault == "members":
@@ -508,7 +522,7 @@ class Simulation:
         node.engine.mark(node.group)
         node.flush()
 
-    def _crash(self, node: Node) -> None:
+    def crash(self, node: Node) -> None:
         if node.engine is None:
             return
         node.crash()

@@ -18,6 +18,7 @@ REGRESSIONS: dict[int, str] = {}
 """Seeds that failed since the simulation took its present form, and why. A change of the simulation's choices makes
 seeds mean something else: what it found before is kept as directed tests in tests/unit/consensus."""
 
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(BASE, BASE + SEEDS, CHUNK))
 def test_lives(first: int) -> None:
@@ -40,7 +41,7 @@ def test_the_same_seed_lives_the_same_life() -> None:
 def test_lives_are_eventful() -> None:
     """Elections, acknowledged commands, reads under lease, snapshots, recycled segments and changes all take place."""
     total = {"terms": 0, "acked": 0, "leases": 0, "reads": 0, "snapshots": 0, "epochs": 0, "recycled": 0, "slept": 0}
-    for seed in range(2000, 2040):
+    for seed in range(2000, 2080):
         life = consensus_cluster.run(seed)
         total["terms"] += len(life.truth.leaders)
         total["acked"] += len(life.truth.acked)

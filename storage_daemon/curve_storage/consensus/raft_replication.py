@@ -159,7 +159,7 @@ class Replication(RaftState):
             return
         if progress.state == PROBE and message.index != progress.next - 1:
             return
-        index = min(message.hint, message.index, self.log.last)
+        index = min(message.hint, message.index - 1, self.log.last)
         while index > self.log.base:
             term = self.log.term(index)
             if term is None or term <= message.log_term:
@@ -288,7 +288,7 @@ class Replication(RaftState):
 
     def _refuse(self, message: Message) -> None:
         """Points the leader at the last entry here that can be equal to one of its own."""
-        hint = min(message.index, self.log.last)
+        hint = min(message.index - 1, self.log.last)
         while hint > self.commit:
             term = self.log.term(hint)
             if term is None or term <= message.log_term:
