@@ -528,3 +528,57 @@ def test_certain_death_of_the_leader_needs_no_waiting() -> None:
     lab.advance(0.3)
     assert len(lab.leaders()) == 2  # the old one has not noticed yet
     assert max(lab.leaders(), key=lambda number: lab.raft(number).term) in (2, 3)
+
+
+# Found by the simulation.
+
+
+def test_refusal_at_the_start_of_the_log_leads_to_a_snapshot_not_in_circles() -> None:
+    lab = Lab(1, 2, 3)
+    leader = lab.elect(1)
+    lab.cut = {3}
+    for _ in range(10):
+        leader.propose([(b"x", b"")], lab.now)
+        lab.settle()
+    leader.compact(leader.log.last - 2)
+    base = leader.log.base
+    stale = lab.raft(3)
+    for index in range(stale.log.last + 1, base + 5):  # from a leader that never had a majority
+        stale.append_entry(lab_entry(index, leader.term))
+    stale.log._terms[-1] = stale.log._last_term = 0
+    lab.members[3].work()
+    lab.cut = set()
+    sent: list[Message] = []
+    for _ in range(20):
+        lab.now += 0.13
+        leader.tick(lab.now)
+        sent += lab.settle()
+    assert lab.members[1].snapshots == [3]
+    assert len([message for message in sent if message.kind == APPEND and message.dst == 3]) < 10
+
+
+def test_entries_that_a_restart_forgot_to_acknowledge_are_sent_again() -> None:
+    lab = Lab(1, 2, 3, config=RaftConfig(hibernate_after=0.0, max_inflight_messages=2, max_append_entries=1))
+    leader = lab.elect(1)
+    follower = lab.members[3]
+    follower.persist = False
+    for _ in range(4):
+        leader.propose([(b"x", b"")], lab.now)
+        lab.settle()
+    # As after a restart: the entries are on disk, nobody knows that they equal the leader's.
+    raft = follower.raft
+    follower.persist = True
+    raft.persisted_index = raft.log.last
+    raft._inflight.clear()
+    follower.unpersisted.clear()
+    raft.verified, raft._ack = raft.commit, False
+    lab.advance(1)
+    assert leader.progress[3].match == leader.log.last
+
+
+def test_new_member_with_nothing_to_receive_is_probed() -> None:
+    lab = Lab(1, 2, 3, spares=(4,))
+    leader = lab.elect(1)
+    leader.change_members((1, 2, 3, 4), lab.now)
+    lab.advance(1)
+    assert leader.change == "done"
