@@ -24,6 +24,7 @@ FIO = (
 class Process:
     pid: int  # as the machine counts
     command: str
+    name: str  # as in /proc/PID/comm
 
 
 def container_processes(box: Box, name: str, container: str = "") -> list[Process]:
@@ -42,7 +43,7 @@ def container_processes(box: Box, name: str, container: str = "") -> list[Proces
             groups = (entry / "cgroup").read_text()
             if any(one in groups for one in ids):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found.append(Process(int(entry.name), command))
+                found.append(Process(int(entry.name), command, (entry / "comm").read_text().strip()))
         except OSError:
             continue
     return sorted(found, key=lambda process: process.pid)

@@ -28,7 +28,16 @@ def installation(box: Box) -> Iterator[Installation]:
     made = Installation(box, Progress())
     made.install()
     yield made
+    remove_claims(box)
     made.uninstall()
+
+
+def remove_claims(box: Box) -> None:
+    """Before the driver goes: only it can delete the volumes, and while there are any the cluster refuses to go."""
+    work = Workload(box)
+    work.delete("pod", "--all")
+    work.delete("pvc", "--all")
+    box.wait("volumes gone", lambda: not box.get("pv")["items"], 180)
 
 
 @pytest.fixture
@@ -70,9 +79,8 @@ def test_kill_under_verified_load(box: Box, installation: Installation, fault: s
             victim = kill_main(box, pod_name(pods(box, "volumehost", node)[0]))
         else:
             host = pod_name(pods(box, "volumehost", node)[0])
-            serving = [p for p in container_processes(box, host) if "curve-volume " in p.command + " "]
-            serving = [p for p in serving if "curve-volumehost" not in p.command]
-            assert serving, [p.command for p in container_processes(box, host)]
+            serving = [process for process in container_processes(box, host) if process.name.startswith("curve-vol-")]
+            assert serving, container_processes(box, host)
             for victim in serving:
                 os.kill(victim.pid, signal.SIGKILL)
         stall = load.result()
