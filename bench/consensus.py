@@ -107,7 +107,8 @@ def main() -> int:
         print(f"  proposal, batch {batch:<3} {best:7.2f} µs" + (f"  (≤ {target:g} µs)" if target else ""))
     awake, asleep = ticking(1000, 200, 0.04)
     print(
-        f"  ticking 1,000 idle groups every 40 ms: {awake:.2f} % of a core awake (≤ {TARGETS['tick']} %), {asleep:.2f} % asleep"
+        f"  ticking 1,000 idle groups every 40 ms: {awake:.2f} % of a core awake (≤ {TARGETS['tick']} %), "
+        f"{asleep:.2f} % asleep"
     )
     return 0
 

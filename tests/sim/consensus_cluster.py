@@ -75,7 +75,7 @@ class Node:
     def crash(self) -> None:
         group = self.group
         self.claimed = (0, 0)
-        if group is not None and group.raft is not None:
+        if group is not None and group.raft is not None and not group.installing:
             index = group.raft.persisted_index
             self.claimed = (index, group.raft.log.term(index) or 0)
         self.engine = None
