@@ -15,7 +15,7 @@ import random
 
 from curve_storage.consensus.api import Membership, Role
 from curve_storage.consensus.config import RaftConfig
-from curve_storage.consensus.raft_membership import FAILED, NONE, RUNNING, MembershipChanges
+from curve_storage.consensus.raft_membership import FAILED, RUNNING, MembershipChanges
 from curve_storage.consensus.raft_messages import (
     APPEND,
     APPEND_REPLY,
@@ -40,6 +40,8 @@ _FROM_LEADER = frozenset((APPEND, HEARTBEAT, HIBERNATE))
 
 
 class Raft(MembershipChanges):
+    __slots__ = ("_config_committed", "_sleep_round")
+
     def __init__(
         self,
         node: int,
@@ -51,7 +53,9 @@ class Raft(MembershipChanges):
         now: float,
     ) -> None:
         super().__init__(node, group, config, rng, storage, restored, now)
+        self.clear_change()
         self._sleep_round = 0
+        self._config_committed = 0
         self.await_election()
         if self.membership.voters == (node,) or not restored.term:
             # Nobody can hold a lease: the only voter, or a group that never had a leader.
@@ -180,8 +184,6 @@ class Raft(MembershipChanges):
                 self.membership_committed(self._config_committed)
             self._config_committed = self.commit
 
-    _config_committed = 0
-
     def on_applied(self) -> None:
         if self.reads_confirmed:
             self.serve_applied_reads()
@@ -196,9 +198,7 @@ class Raft(MembershipChanges):
         log.trim(keep)
 
     def on_leadership(self) -> None:
-        self.change = NONE
-        self.change_error = ""
-        self.target = ()
+        self.clear_change()
         self._config_committed = self.commit
         if self.membership.outgoing:
             self.change = RUNNING

@@ -28,6 +28,8 @@ from curve_storage.errors import FailedPrecondition, NotLeader
 
 
 class Elections(Replication):
+    __slots__ = ()
+
     # --- hooks -----------------------------------------------------------------------------------------------------
 
     def on_leadership(self) -> None:

@@ -23,10 +23,18 @@ FAILED: Final = "failed"
 
 
 class MembershipChanges(Reads):
-    target: tuple[int, ...] = ()
-    change: str = NONE
-    change_error: str = ""
-    abandoning: bool = False
+    __slots__ = ("abandoning", "change", "change_error", "target")
+
+    target: tuple[int, ...]
+    change: str
+    change_error: str
+    abandoning: bool
+
+    def clear_change(self) -> None:
+        self.target = ()
+        self.change = NONE
+        self.change_error = ""
+        self.abandoning = False
 
     def change_members(self, voters: tuple[int, ...], now: float) -> None:
         """Starts the change to exactly these voters. Raises NotLeader, FailedPrecondition, InvalidArgument."""

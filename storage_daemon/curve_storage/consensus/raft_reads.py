@@ -13,6 +13,8 @@ from curve_storage.errors import NotLeader
 
 
 class Reads(Elections):
+    __slots__ = ()
+
     def lease_until(self) -> float:
         """End of the lease on this process' monotonic clock; in the past when there is none."""
         stamp = self.quorum_stamp()

@@ -21,6 +21,8 @@ from curve_storage.errors import NotLeader
 
 
 class Replication(RaftState):
+    __slots__ = ()
+
     # --- hooks -----------------------------------------------------------------------------------------------------
 
     def on_stamp(self) -> None:

@@ -31,6 +31,17 @@ NEVER = float("inf")
 
 
 class RaftState:
+    __slots__ = (
+        "_ack", "_ack_sent", "_applying", "_broadcast", "_check_commit", "_hard_changed", "_hard_number", "_held",
+        "_inflight", "_leader_told", "_membership_changed", "_number", "_out", "_reads_done", "_reads_failed",
+        "_role_told", "_snapshots", "_term_told", "_unstable", "active_at", "applied", "commit", "config",
+        "config_index", "configs", "contact", "deadline", "election_at", "force_from", "forced", "granted", "group",
+        "heard_term", "heartbeat_at", "hibernating", "hold_apply", "last_tick", "leader", "leader_since",
+        "leader_stamp", "lease_floor", "log", "membership", "node", "now", "persisted_index", "progress",
+        "read_number", "read_round", "reads_confirmed", "reads_early", "reads_unconfirmed", "refused", "rng", "role",
+        "stamp", "term", "term_start", "transfer_deadline", "transfer_to", "verified", "vote", "voter",
+    )  # fmt: skip
+
     def __init__(
         self,
         node: int,
