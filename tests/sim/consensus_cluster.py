@@ -266,7 +266,7 @@ class Node:
             self.engine.finish_install(group, index, term, membership, self.now(), lambda: answer(index))
 
         if not engine.begin_install(group, index, term, membership, begun):
-            answer(index if group.raft is not None and group.raft.commit >= index else 0)
+            answer(group.raft.durable_commit if group.raft is not None else 0)
 
 
 class Simulation:

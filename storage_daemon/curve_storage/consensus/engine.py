@@ -407,7 +407,9 @@ class Engine:
         """First step of an installation; False when the snapshot brings nothing new. Appends wait until
         `finish_install` or `cancel_install`."""
         raft = group.raft
-        if raft is None or group.installing or index <= raft.commit or raft.log.term(index) == term:
+        if raft is None or group.installing or raft.role is Role.LEADER:
+            return False  # a leader here is one of an earlier term, and about to learn so
+        if not raft.lacks(index, term):
             return False
         group.installing = raft.hold_apply = True
         self.log.begin_restore(group.log, index, term, membership, done)

@@ -31,7 +31,16 @@ from curve_storage.consensus.log_sync import SyncThread
 from curve_storage.consensus.peers import Peers
 from curve_storage.consensus.snapshot_receive import SnapshotReceiver
 from curve_storage.consensus.snapshot_send import SnapshotSender
-from curve_storage.errors import Corruption, CurveError, Internal, NotLeader, Overloaded, ResourceExhausted, Unavailable
+from curve_storage.errors import (
+    Corruption,
+    CurveError,
+    Internal,
+    InvalidArgument,
+    NotLeader,
+    Overloaded,
+    ResourceExhausted,
+    Unavailable,
+)
 from curve_storage.telemetry import logs
 from curve_storage.wire.channel import Channel, ChannelPool
 from curve_storage.wire.messages import MessageType
@@ -413,6 +422,8 @@ class Host:
             if not self._running:
                 raise self._down()
             found = engine.group(group)
+            if not header:
+                raise InvalidArgument("a command needs a header: an empty one marks the group's own entries")
             if (
                 self._inflight_requests >= self.config.max_queued_requests
                 or self._inflight_bytes + size > self.config.max_queued_bytes

@@ -223,6 +223,15 @@ class RaftState:
             found = membership
         return found
 
+    def lacks(self, index: int, term: int) -> bool:
+        """Whether a snapshot of this index and term would bring anything."""
+        return index > self.commit and self.log.term(index) != term
+
+    @property
+    def durable_commit(self) -> int:
+        """Up to here this member holds durably what every later leader holds too."""
+        return min(self.commit, self.persisted_index)
+
     def compact(self, index: int) -> None:
         """The durable log has released entries up to `index` (applied ones only)."""
         self.log.compact(min(index, self.applied))

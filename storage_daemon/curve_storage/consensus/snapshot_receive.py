@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from curve_storage.consensus.api import Membership, Piece, SnapshotSink
+from curve_storage.consensus.api import Membership, Piece, Role, SnapshotSink
 from curve_storage.consensus.engine import Group
 from curve_storage.consensus.entry import unpack_membership
 from curve_storage.consensus.host_state import HostParts
@@ -83,8 +83,10 @@ class SnapshotReceiver:
             )
         group = host.engine.group(begin.group)
         raft = host.engine.raft_of(begin.group)
-        if begin.index <= raft.commit or raft.log.term(begin.index) == begin.term:
-            return BeginReply(needed=False, commit=raft.commit)
+        if not raft.lacks(begin.index, begin.term):
+            return BeginReply(needed=False, commit=raft.durable_commit)
+        if raft.role is Role.LEADER:
+            raise Aborted("this replica leads an earlier term", where=f"group {begin.group}", todo="Retry later")
         running = self._incoming.get(begin.group)
         if running is not None:
             if running.begin.id == begin.id:
@@ -155,7 +157,7 @@ class SnapshotReceiver:
             incoming.sink.abort()
             if group.raft is None:
                 raise Aborted("the replica is damaged", where=f"group {group.id}")
-            return group.raft.commit
+            return group.raft.durable_commit
         host.schedule()
         try:
             await begun

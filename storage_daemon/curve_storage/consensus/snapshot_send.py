@@ -125,6 +125,7 @@ class SnapshotSender:
             log.info("sending a snapshot", group=group.id, node=node, index=source.index)
             reply = await self._begin(begin, node)
             if not reply.needed:
+                await asyncio.sleep(_RETRY_AFTER)  # its disk may still be at work
                 return reply.commit
             number = 0
             async for piece in source.pieces():
