@@ -91,6 +91,7 @@ class Engine:
         self.queued_requests = 0
         self.queued_bytes = 0
         self.applied_entries = 0
+        self.leaderships = 0
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
@@ -352,6 +353,7 @@ class Engine:
             self._abort(group, "leadership was lost: whether it took effect is unknown")
         if leads != group.leading:
             group.leading = leads
+            self.leaderships += leads > 0
             group.machine.on_role(bool(leads), change.term)
 
     def close(self, error: CurveError) -> None:

@@ -103,7 +103,6 @@ class Host:
         self._inflight_requests = 0
         self._inflight_bytes = 0
         self._slow_tick_at = 0.0
-        self._counted_applied = 0
         self._checkpointer = Checkpointer(self)
         self._sender = SnapshotSender(self)
         self._receiver = SnapshotReceiver(self)
@@ -239,8 +238,7 @@ class Host:
             self.fatal(error)
             return
         self.metrics.sync_seconds.observe(seconds)
-        self.metrics.batch_entries.observe(len(batch.tokens))
-        self.metrics.log_bytes.inc(batch.size)
+        self.metrics.counted_log_bytes += batch.size
         self.engine.batch_done(batch)
         self._flush()
         if self.engine.log.pool.wants_more():
@@ -290,11 +288,11 @@ class Host:
             head = self._heads[node] = BatchHead(self.node_id, node, self._incarnation)
         for meta, payload in encode(head, messages, self.config.max_frame_bytes):
             if channel.post(_RAFT_BATCH, meta, payload):
-                self.metrics.frames_sent.inc()
+                self.metrics.counted_sent += 1
                 if peer is not None:
                     peer.sent = now
             else:
-                self.metrics.frames_unsent.inc()
+                self.metrics.counted_unsent += 1
 
     def _on_batch(self, request: Request) -> None:
         if not self._running:
@@ -354,6 +352,7 @@ class Host:
         self._sender.unpin(now)
         if engine.log.pool.wants_more() or (engine.log.stalled and not engine.log.pool.free):
             self._prepare_segment()
+        metrics.publish()
         metrics.segments.set(len(engine.log.segments))
         metrics.ready_segments.set(engine.log.pool.free)
         metrics.groups.set(len(engine.groups))
@@ -362,8 +361,9 @@ class Host:
         metrics.leaders.set(sum(raft.role is Role.LEADER for raft in rafts))
         metrics.hibernating.set(sum(raft.hibernating for raft in rafts))
         metrics.inflight.set(self._inflight_bytes)
-        metrics.applied.inc(engine.applied_entries - self._counted_applied)
-        self._counted_applied = engine.applied_entries
+        metrics.applied.inc(engine.applied_entries)
+        metrics.leaderships.inc(engine.leaderships)
+        engine.applied_entries = engine.leaderships = 0
 
     # --- Waiter ------------------------------------------------------------------------------------------------------
 
@@ -438,7 +438,7 @@ class Host:
             return future
         self._inflight_requests += 1
         self._inflight_bytes += size
-        self.metrics.proposals.inc()
+        self.metrics.counted_proposals += 1
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
