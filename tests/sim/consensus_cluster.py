@@ -429,7 +429,9 @@ class Simulation:
                 engine = node.engine
                 node.later(
                     self.rng.uniform(0.001, 0.1),
-                    lambda node=node, engine=engine: engine.peer_suspected(lost.number, node.now()),  # type: ignore[misc]
+                    lambda node=node, engine=engine: engine.peer_suspected(
+                        lost.number, node.heard[lost.number], node.now()
+                    ),  # type: ignore[misc]
                 )
 
     def propose(self, node: Node) -> bytes:

@@ -20,7 +20,7 @@ from curve_storage.consensus.raft_reads import Reads
 from curve_storage.consensus.raft_replication import Replication
 from curve_storage.consensus.raft_state import RaftState
 
-LIVES = 150
+LIVES = 600
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

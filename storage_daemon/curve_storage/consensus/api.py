@@ -142,7 +142,8 @@ class ConsensusHost(Protocol):
 
     def propose(self, group: int, header: bytes, payload: Buffer = b"") -> asyncio.Future[Any]:
         """The future yields what apply returned here. Fails with NotLeader(leader=…), Overloaded, NotFound, or Aborted
-        (leadership lost meanwhile: the outcome is unknown). The payload must stay unchanged until it is done."""
+        (leadership lost meanwhile: the outcome is unknown). The header is not empty. The payload must
+        stay unchanged for good: it is kept, without a copy, for members that lag."""
         ...
 
     def lease_valid(self, group: int) -> bool:

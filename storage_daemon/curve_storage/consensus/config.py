@@ -32,7 +32,7 @@ class RaftConfig:
     max_inflight_bytes: int = 8 * MiB
     max_inflight_messages: int = 256
     max_apply_bytes: int = 4 * MiB
-    window_bytes: int = 4 * MiB
+    window_bytes: int = MiB
     """Entries kept in memory for followers that lag, per group; older ones are read from the log."""
     learner_lag: int = 256
     """A learner that lacks at most this many entries may become a voter."""

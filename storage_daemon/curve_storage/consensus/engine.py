@@ -243,10 +243,12 @@ class Engine:
                 raft.wake(now, heard)
                 self.mark(group)
 
-    def peer_suspected(self, node: int, now: float) -> None:
+    def peer_suspected(self, node: int, heard: float, now: float) -> None:
+        """Its connection broke; it was last heard at `heard`. Elections start earlier, but in no lease."""
         for group in self.groups.values():
             raft = group.raft
-            if raft is not None and raft.leader == node and not raft.hibernating:
+            if raft is not None and raft.leader == node:
+                raft.wake(now, heard)
                 raft.leader_lost(now, dead=False)
 
     # --- output ----------------------------------------------------------------------------------------------------

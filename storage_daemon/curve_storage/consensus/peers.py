@@ -75,4 +75,4 @@ class Peers:
             peer.lost_ticks += 1
             if peer.lost_ticks >= 2:
                 peer.connected = False
-                self._engine.peer_suspected(peer.node, now)
+                self._engine.peer_suspected(peer.node, peer.heard, now)

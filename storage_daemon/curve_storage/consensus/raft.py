@@ -57,6 +57,10 @@ class Raft(MembershipChanges):
         self._sleep_round = 0
         self._config_committed = 0
         self.await_election()
+        if self.voter:
+            # After a restart: as soon as no lease from before can run. Where there is a leader, it is heard earlier.
+            self.election_at = now + config.lease + config.election_timeout * config.election_spread * rng.random()
+            self.deadline = self.election_at
         if self.membership.voters == (node,) or not restored.term:
             # Nobody can hold a lease: the only voter, or a group that never had a leader.
             self.election_at = self.deadline = now + config.heartbeat * rng.random() if self.voter else NEVER

@@ -9,6 +9,7 @@ from curve_storage.consensus.raft_messages import Restored, Storage
 from curve_storage.errors import Internal
 
 _TRIM = 64
+_TRIM_BYTES = 256 << 10
 
 
 class RaftLog:
@@ -112,7 +113,7 @@ class RaftLog:
     def trim(self, index: int) -> None:
         """Entries up to `index` may leave memory (in batches: moving a list costs)."""
         count = index - self.offset + 1
-        if count >= _TRIM or (count > 0 and self.bytes > 1 << 20):
+        if count >= _TRIM or (count > 0 and self.bytes > _TRIM_BYTES):
             gone = self.entries[:count]
             del self.entries[:count]
             self.offset += len(gone)

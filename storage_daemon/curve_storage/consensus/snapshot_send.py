@@ -25,6 +25,7 @@ log = logs.get("consensus.snapshots")
 _KEEP_FOR = 60.0
 _COMMIT_TIMEOUT = 120.0
 _RETRY_AFTER = 0.1
+_RETRY_AT_MOST = 5.0
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -68,6 +69,7 @@ class SnapshotSender:
         self._host = host
         self._running: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._slots: asyncio.Semaphore | None = None
+        self._failures: dict[tuple[int, int], int] = {}
         self._free_at = 0.0
         self._pins: dict[tuple[int, int], tuple[int, float]] = {}
 
@@ -92,10 +94,12 @@ class SnapshotSender:
                 if group.raft is not None and group.leading:
                     reached = await self._transfer(group, node)
             host.metrics.snapshots.labels("sent", "done").inc()
+            self._failures.pop((group.id, node), None)
         except CurveError as error:
             host.metrics.snapshots.labels("sent", "failed").inc()
             log.warning("snapshot not sent", group=group.id, node=node, error=str(error))
-            await asyncio.sleep(_RETRY_AFTER * (1 + random.random()))
+            failures = self._failures[(group.id, node)] = self._failures.get((group.id, node), 0) + 1
+            await asyncio.sleep(min(_RETRY_AFTER * 2**failures, _RETRY_AT_MOST) * (0.5 + random.random()))
         finally:
             self._running.pop((group.id, node), None)
             raft = group.raft
