@@ -186,6 +186,8 @@ class Replication(RaftState):
                 progress.replicate()
         elif progress.state == PROBE:
             progress.probing = False
+            if progress.match == progress.next - 1 and message.index == progress.match:
+                progress.replicate()
         elif message.reject:
             progress.probe(progress.match + 1)
         if progress.match < self.log.last:
@@ -215,7 +217,10 @@ class Replication(RaftState):
         progress.active = now
         if index:
             progress.acknowledged(index)
-        progress.probe(max(progress.match, index) + 1)
+        if progress.match >= self.log.base:
+            progress.replicate()
+        else:
+            progress.probe(progress.match + 1)
         self.replicate(node, progress)
 
     def snapshot_progress(self, node: int, now: float) -> None:

@@ -18,6 +18,7 @@ from curve_storage.consensus.raft_messages import (
     VOTE_REPLY,
     Message,
 )
+from curve_storage.consensus.raft_progress import REPLICATE
 from curve_storage.errors import FailedPrecondition, NotLeader
 
 LEASE = CONFIG.lease * (1 - CONFIG.drift)
@@ -582,3 +583,19 @@ def test_new_member_with_nothing_to_receive_is_probed() -> None:
     leader.change_members((1, 2, 3, 4), lab.now)
     lab.advance(1)
     assert leader.change == "done"
+
+
+def test_member_that_a_snapshot_made_equal_is_replicated_to_at_once() -> None:
+    lab = Lab(1, 2, 3)
+    leader = lab.elect(1)
+    lab.cut = {3}
+    for _ in range(10):
+        leader.propose([(b"x", b"")], lab.now)
+        lab.settle()
+    leader.compact(leader.log.last)
+    lab.cut = set()
+    lab.advance(0.5)
+    lab.raft(3).restore(leader.log.last, leader.term, leader.membership, lab.now)
+    leader.snapshot_done(3, leader.log.last, lab.now)
+    lab.advance(0.3)
+    assert leader.progress[3].state == REPLICATE
