@@ -48,7 +48,7 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]
     """Running when the test begins (one without root has no volume host), gone without a trace afterwards."""
     directory = tmp_path_factory.mktemp("pg", numbered=True)
     shared = Playground(directory, lambda text: print(text, flush=True))
-    options = PlaygroundOptions(pool_size=3 * GiB)
+    options = PlaygroundOptions(pool_size=5 * GiB)
     try:
         asyncio.run(shared.up(options, timeout=UP_TIMEOUT))
         yield shared

@@ -80,6 +80,7 @@ class Playground:
     def __init__(self, directory: Path, progress: Progress = lambda _text: None) -> None:
         self.directory = directory.absolute()
         self._progress = progress
+        self._started: set[str] = set()  # by the present `up`
 
     # ---- what is there
 
@@ -140,7 +141,7 @@ class Playground:
             ) from error
         with state.exclusive(self.directory):
             layout = self._prepare(options)
-            self.start_missing(layout)
+            self._started = set(self.start_missing(layout))
             deadline = time.monotonic() + timeout
             client = MdsClient(layout.mds_addresses, deadline=2.0)
             try:
@@ -319,6 +320,9 @@ class Playground:
             if reason is None:
                 return
             dead = [p for p in layout.programs().values() if not alive(layout.state.identity(p.name))]
+            if dead and dead[0].name not in self._started:  # it was dying of an earlier kill when `up` found it alive
+                self._started |= set(self.start_missing(layout))
+                continue
             if dead:
                 raise self._ended(dead[0])
             if time.monotonic() >= deadline:
