@@ -94,6 +94,27 @@ class Installation:
                 "--values", file.name, "--wait=false",
             )  # fmt: skip
 
+    def change(self, chart: str, **changed: Any) -> None:
+        """Upgrades one release with other values of its top level and returns when its pods run with them."""
+        self._values[chart].update(changed)
+        self._release(chart)
+        self._box.wait(f"{chart} rolled out", self.rolled_out, HEALTHY_PATIENCE)
+        self._box.wait("CSI driver on every node", self.driver_ready, HEALTHY_PATIENCE)
+
+    def rolled_out(self) -> bool:
+        """Every DaemonSet that updates by itself runs the present template on every node."""
+        for item in self._box.get("daemonsets", "-n", NAMESPACE)["items"]:
+            if item["spec"]["updateStrategy"]["type"] == "OnDelete":
+                continue
+            status = item["status"]
+            if status.get("observedGeneration") != item["metadata"]["generation"]:
+                return False
+            if status.get("updatedNumberScheduled", 0) < status["desiredNumberScheduled"]:
+                return False
+            if status.get("numberAvailable", 0) < status["desiredNumberScheduled"]:
+                return False
+        return True
+
     def uninstall(self) -> None:
         """In the order that lets finalizers work: driver, cluster (waits until it is gone), operator."""
         for chart in ("curve-csi", "curve-cluster"):

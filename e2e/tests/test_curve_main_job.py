@@ -169,9 +169,26 @@ def test_bad_resources_are_refused_with_words(box: Box, installation: Installati
         box.kubectl("create", "-f", "-", stdin=json.dumps(cluster))
 
 
-def test_values_change_and_uninstall_refuses_while_volumes_exist(
-    box: Box, installation: Installation, work: Workload
-) -> None:
+def test_changed_values_roll_out_under_verified_load(box: Box, installation: Installation) -> None:
+    """Every pod of the driver but the keepers is replaced: the volumes' data processes too, while a pod writes."""
+    settle(box, installation)
+    node = box.nodes()[1].name
+    before = {item["metadata"]["uid"] for item in pods(box, "volumehost")}
+    load = VerifiedLoad(box, "load-values", node, 60)
+    try:
+        load.await_writing()
+        installation.change("curve-csi", logLevel="debug", volumehost={"podAnnotations": {"changed": "yes"}})
+        after = {item["metadata"]["uid"] for item in pods(box, "volumehost")}
+        assert not before & after
+        options = box.get("pod", pod_name(pods(box, "node", node)[0]), "-n", NAMESPACE)["spec"]["containers"][0]
+        assert any("debug" in word for word in [*options.get("command", []), *options.get("args", [])])
+        stall = load.result()
+        print(f"every volume host replaced by new values: no I/O error, data verified, longest request {stall:.2f} s")
+    finally:
+        load.remove()
+
+
+def test_deletion_is_refused_while_volumes_exist(box: Box, installation: Installation, work: Workload) -> None:
     box.apply(claim("kept"))
     box.wait("claim bound", lambda: work.bound("kept"), 60)
     box.kubectl("delete", "curvecluster", "curve", "-n", NAMESPACE, "--wait=false")
