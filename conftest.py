@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-_FIGURE = re.compile(r"longest|stall|ready after|seconds? after|\d s after|csi-sanity \w+:")
+_FIGURE = re.compile(r"longest|ready after|seconds? after|\d s after|csi-sanity \w+:")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

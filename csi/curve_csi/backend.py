@@ -92,16 +92,12 @@ class BlockBackend:
             )
         return found
 
-    async def delete(self, text: str, *, purge: bool) -> None:
-        """Idempotent: an unknown id is success, as the CSI specification demands."""
-        try:
-            volume = await self.get(text)
-        except NotFound:
-            return
+    async def delete(self, volume: mds.Volume, *, purge: bool) -> None:
+        """Idempotent. Raises InvalidArgument for a volume that the driver has not made."""
         if volume.labels.get(CREATOR_LABEL) != self._driver:
             raise InvalidArgument(
                 f"volume {volume.path} was not made by this driver",
-                where=text,
+                where=volume.path,
                 todo="Delete it with `curve volume delete`",
             )
         try:

@@ -85,7 +85,7 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
             except NotFound:
                 return csi.DeleteVolumeResponse()
             purge = volume.labels.get(parameters.PURGE_LABEL) == "purge"
-            await self._backend.delete(request.volume_id, purge=purge)
+            await self._backend.delete(volume, purge=purge)
         return csi.DeleteVolumeResponse()
 
     async def ControllerPublishVolume(

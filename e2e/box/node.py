@@ -14,7 +14,7 @@ from e2e.box.command import run
 from e2e.box.control_plane import API_URL
 from e2e.box.network import NodeNetwork
 from e2e.box.places import Places
-from e2e.box.supervisor import ProcessSpec
+from e2e.box.supervisor import ProcessSpec, with_parent
 
 CONFIG = "/etc/curve-box"
 PROGRAMS = "/opt/curve-box/bin"
@@ -78,7 +78,8 @@ class Node:
     def take_images(self, seed: Path) -> None:
         """Gives the node the seed's image store: hard links for what never changes, copies of the databases that do."""
         store = self.data / "containerd"
-        run(["cp", "--archive", "--link", "--no-target-directory", seed, store])
+        # Launched so that it dies with this process: a copy outliving a killed start would race with `down`.
+        run([*with_parent(), "cp", "--archive", "--link", "--no-target-directory", seed, store])
         for database in seed.rglob("*.db"):
             own = store / database.relative_to(seed)
             own.unlink()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from e2e.box.images import Archive
 from e2e.box.oci import copy_without
 from e2e.box.places import Places
 from e2e.box.progress import Progress
-from e2e.box.supervisor import LAUNCH
+from e2e.box.supervisor import with_parent
 
 START_PATIENCE = 30.0
 WITHOUT = (
@@ -114,11 +112,10 @@ disabled_plugins = [{", ".join(map(json.dumps, WITHOUT))}]
   address = "{socket}.ttrpc"
 """
         )
-        launch = [sys.executable, "-I", "-S", str(LAUNCH), "--parent", str(os.getpid()), "--"]
         unshare = ["unshare", "--mount", "--propagation", "private", "--"]
         log = (self._state / "log").open("ab")
         self._process = subprocess.Popen(
-            [*launch, *unshare, str(self._places.bin / "containerd"), "--config", str(config)],
+            [*with_parent(), *unshare, str(self._places.bin / "containerd"), "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

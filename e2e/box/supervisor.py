@@ -30,6 +30,11 @@ RESTART_DELAY = 1.0
 LAUNCH = Path(__file__).with_name("launch.py")
 
 
+def with_parent() -> list[str]:
+    """The start of a command line whose program dies together with this process."""
+    return [sys.executable, "-I", "-S", str(LAUNCH), "--parent", str(os.getpid()), "--"]
+
+
 @dataclass(frozen=True)
 class ProcessSpec:
     """A process of the box. `cgroup` is below every hierarchy's root; `netns` a file to enter; `restart` after it

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from curve_storage.errors import Aborted
 from e2e.box import cgroups, loops, network
-from e2e.box.command import CommandFailed, run
+from e2e.box.command import run
 from e2e.box.places import Places
 from e2e.box.state import State, StateFile
 
@@ -116,17 +116,4 @@ def remove_data(data: Path) -> None:
         return
     entries = [entry for entry in data.iterdir() if entry.name != "logs"]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(_remove, entries))
-
-
-def _remove(entry: Path) -> None:
-    """Again while a copy that a killed start has left behind still adds to it; the copy ends by itself."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            run(["rm", "-rf", "--one-file-system", entry])
-            return
-        except CommandFailed as error:
-            if "Directory not empty" not in error.output or time.monotonic() > end:
-                raise
-        time.sleep(0.1)
+        list(pool.map(lambda entry: run(["rm", "-rf", "--one-file-system", entry]), entries))

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curve_storage.units import MiB
 from e2e.box.box import Box
 from e2e.mainjob.install import NAMESPACE
 from e2e.mainjob.workload import Workload, claim, pod
 
+SIZE = 48 * MiB
+LAYOUT = SIZE  # at most: what fio may write before it begins
 FIO = (
-    "fio --name=verify --directory=/data --size=48M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=4 --direct=1 "
+    "fio --name=verify --directory=/data --size={size} --rw=randwrite --bs=4k --ioengine=libaio --iodepth=4 --direct=1 "
     "--time_based --runtime={seconds} --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=json "
     "--output=/tmp/fio.json && cat /tmp/fio.json"
 )
@@ -56,6 +59,11 @@ def kill_main(box: Box, name: str, container: str = "") -> Process:
     return victim
 
 
+def data_processes(box: Box, host: str) -> list[Process]:
+    """Those that serve a volume, of the volume host's pod `host`."""
+    return [process for process in container_processes(box, host) if process.name.startswith("curve-vol-")]
+
+
 def pods(box: Box, component: str, node: str = "") -> list[dict[str, Any]]:
     """The product's pods of a component (label app.kubernetes.io/component), on one node or all."""
     items = box.get("pods", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={component}")["items"]
@@ -74,12 +82,12 @@ class VerifiedLoad:
         self._box = box
         self.name = name
         self.seconds = seconds
-        box.apply(claim(name), pod(name, name, FIO.format(seconds=seconds), node=node))
+        box.apply(claim(name), pod(name, name, FIO.format(seconds=seconds, size=SIZE), node=node))
 
     def await_writing(self) -> None:
         def writing() -> bool:
-            listed = self._work.run(self.name, "sh", "-c", "ls /data; pgrep -c fio || true")
-            return "verify.0.0" in listed and listed.split()[-1] not in ("0", "")
+            script = "cat /proc/[0-9]*/io 2>/dev/null | awk '/^write_bytes/ {n += $2} END {print n}'"
+            return int(self._work.run(self.name, "sh", "-c", script) or 0) > LAYOUT + MiB
 
         self._box.wait(f"fio in pod {self.name} writes", writing, 180, every=0.5)
 

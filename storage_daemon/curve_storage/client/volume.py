@@ -20,7 +20,6 @@ from curve_storage.client.retry import Backoff
 from curve_storage.client.segments import Chunks, SegmentMap
 from curve_storage.client.session import RENEW_TIMEOUT, Session, open_patiently
 from curve_storage.client.stall import StallMonitor
-from curve_storage.client.statistics import VolumeStatistics
 from curve_storage.client.throttle import VolumeThrottle
 from curve_storage.errors import (
     ChunkNotExist,
@@ -83,7 +82,7 @@ class BlockVolume:
         self._throttle = VolumeThrottle()
         self._fence_callbacks: list[Callable[[], None]] = []
         self._closed = False
-        self.statistics = VolumeStatistics(lambda: self._data.inflight, stall)
+        self.throttled_seconds = 0.0
         self.read_only = session.read_only
         self.size = 0
         self.fenced = False
@@ -149,14 +148,12 @@ class BlockVolume:
             return b""
         if self._throttle.active:
             await self._pace(length)
-        started = self._clock.monotonic()
         if (offset | length) & _BLOCK_MASK:
             start, end = offset & ~_BLOCK_MASK, (offset + length + _BLOCK_MASK) & ~_BLOCK_MASK
             data: Buffer = memoryview(await self._read_aligned(start, end - start))
             data = data[offset - start : offset - start + length]
         else:
             data = await self._read_aligned(offset, length)
-        self.statistics.read.add(length, self._clock.monotonic() - started)
         return data
 
     async def read_into(self, offset: int, target: memoryview) -> None:
@@ -171,7 +168,6 @@ class BlockVolume:
             return
         if self._throttle.active:
             await self._pace(length)
-        started = self._clock.monotonic()
         if (offset | length) & _BLOCK_MASK:
             await self._write_unaligned(offset, memoryview(data))
         else:
@@ -182,14 +178,12 @@ class BlockVolume:
                 await self._write_aligned(offset, data)
             finally:
                 self._order.leave(key)
-        self.statistics.write.add(length, self._clock.monotonic() - started)
 
     async def discard(self, offset: int, length: int) -> None:
         """The range reads as zeros afterwards; its whole blocks are freed, and its whole chunks given back."""
         self._check_mutation(offset, length)
         if length == 0:
             return
-        started = self._clock.monotonic()
         end = offset + length
         first, last = (offset + _BLOCK_MASK) & ~_BLOCK_MASK, end & ~_BLOCK_MASK
         if first >= last:
@@ -206,7 +200,6 @@ class BlockVolume:
                 await self._discard_aligned(first, last)
             finally:
                 self._order.leave(key)
-        self.statistics.discard.add(length, self._clock.monotonic() - started)
 
     async def flush(self) -> None:
         """Nothing to do: a write is durable when it is answered. Raises Fenced when later ones cannot be."""
@@ -253,7 +246,7 @@ class BlockVolume:
     async def _pace(self, length: int) -> None:
         delay = self._throttle.take(length, self._clock.monotonic())
         if delay > 0:
-            self.statistics.throttled_seconds += delay
+            self.throttled_seconds += delay
             await asyncio.sleep(delay)
 
     # ---- whole blocks

@@ -17,7 +17,6 @@ from curve_storage.client.ordering import RangeOrder
 from curve_storage.client.retry import Backoff, Verdict, judge
 from curve_storage.client.sequence import Sequence
 from curve_storage.client.stall import StallMonitor
-from curve_storage.client.statistics import Operation
 from curve_storage.client.throttle import Bucket, VolumeThrottle
 from curve_storage.client.volume import pieces
 from curve_storage.clock import ManualClock
@@ -165,15 +164,6 @@ def test_stall_begins_after_a_second_and_ends_with_the_last_waiter() -> None:
     stall.done(2)
     stall.done(2)
     assert stall.reason() is None and stall.seconds == pytest.approx(3)
-
-
-def test_latency_buckets() -> None:
-    operation = Operation()
-    for seconds in (0.0, 1e-6, 100e-6, 1.0, 1000.0):
-        operation.add(10, seconds)
-    assert operation.count == 5 and operation.bytes == 50 and sum(operation.buckets) == 5
-    assert operation.buckets[7] == 1  # 64 to 128 µs
-    assert operation.buckets[-1] == 1
 
 
 def test_configuration_is_found_in_order(tmp_path: Path) -> None:
