@@ -1,4 +1,4 @@
-"""What is mounted where, from /proc/self/mountinfo, and the mount operations of the node service."""
+"""The mount operations of the node service, and whose mount is where."""
 
 from __future__ import annotations
 
@@ -6,70 +6,27 @@ import asyncio
 import ctypes
 import errno
 import os
-import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from curve_csi.commands import run
 from curve_storage.errors import FailedPrecondition, InUse
+from curve_storage.mountinfo import Mount, mounts, visible
 
 DEADLINE = 60.0
 MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Mount(NamedTuple):
-    """device: "major:minor"; root: the part of the file system that is mounted; source: as given to mount."""
-
-    target: str
-    device: str
-    root: str
-    kind: str
-    source: str
-    read_only: bool
-
-
-def parse(text: str) -> list[Mount]:
-    """Lines of mountinfo, in order (the last one of a target is the visible one)."""
-    found = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(" "), right.split(" ")
-        if len(fields) < 6 or len(tail) < 3:
-            continue
-        read_only = "ro" in fields[5].split(",") or "ro" in tail[2].split(",")
-        found.append(
-            Mount(_unescape(fields[4]), fields[2], _unescape(fields[3]), tail[0], _unescape(tail[1]), read_only)
-        )
-    return found
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
-
-
-def table() -> list[Mount]:
-    return parse(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
-
-
-def at(target: str, mounts: Sequence[Mount] | None = None) -> Mount | None:
-    """The mount visible exactly at `target`."""
-    wanted = os.path.normpath(target)
-    for mount in reversed(table() if mounts is None else mounts):
-        if mount.target == wanted:
-            return mount
-    return None
-
-
-def same_source(mount: Mount, mounts: Sequence[Mount] | None = None) -> list[Mount]:
+def same_source(mount: Mount, table: Sequence[Mount]) -> list[Mount]:
     """Every mount of the same part of the same device, `mount` itself included."""
-    return [
-        other
-        for other in (table() if mounts is None else mounts)
-        if (other.device, other.root) == (mount.device, mount.root)
-    ]
+    return [other for other in table if (other.device, other.root) == (mount.device, mount.root)]
+
+
+def at(target: str) -> Mount | None:
+    """The mount visible exactly at `target` now."""
+    return visible(target, mounts())
 
 
 async def mount(source: str, target: str, kind: str, options: Sequence[str]) -> None:
@@ -139,7 +96,6 @@ def is_block(path: str) -> bool:
         return False
 
 
-def device_number(path: str) -> str:
-    """ "major:minor" of a block device file."""
-    number = os.stat(path).st_rdev
-    return f"{os.major(number)}:{os.minor(number)}"
+def device_number(path: str) -> int:
+    """Of a block device file, as `Mount.number` has it."""
+    return os.stat(path).st_rdev

@@ -16,6 +16,7 @@ from curve_csi.nodes import NodeDirectory
 from curve_csi.proto import csi_pb2 as csi
 from curve_csi.proto import csi_pb2_grpc
 from curve_csi.usage import usage_of
+from curve_storage import mountinfo
 from curve_storage.errors import CurveError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from curve_storage.proto import volumehost_pb2 as host
 
@@ -66,7 +67,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         kind = capabilities.filesystem(capability, facts.get("fsType", ""))
         device = attachment.device
         present = mounts.at(staging)
-        if present is not None and present.device == mounts.device_number(device):
+        if present is not None and present.number == mounts.device_number(device):
             return
         if present is not None:
             await mounts.unmount(staging)  # of a device that is gone: the node has been rebooted or fenced since
@@ -112,7 +113,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             block = capability.WhichOneof("access_type") == "block"
             if not block:
                 staged = mounts.at(staging)
-                if staged is None or staged.device != mounts.device_number(attachment.device):
+                if staged is None or staged.number != mounts.device_number(attachment.device):
                     raise FailedPrecondition(
                         "the volume's file system is not mounted at the staging path",
                         where=staging,
@@ -138,20 +139,20 @@ class NodeService(csi_pb2_grpc.NodeServicer):
                 )
 
     def _targets(self, attachment: host.Attachment, staging: str, block: bool) -> list[str]:
-        table = mounts.table()
+        table = mountinfo.mounts()
         if block:
             name = f"/{os.path.basename(attachment.device)}"
-            found = [mount.target for mount in table if mount.kind == "devtmpfs" and mount.root == name]
+            found = [str(mount.target) for mount in table if mount.filesystem == "devtmpfs" and mount.root == name]
             found += [
-                mount.target
-                for mount in table
-                if mount.root.endswith(name) and mount.target not in found and mounts.is_block(mount.target)
+                target
+                for target, root in ((str(mount.target), mount.root) for mount in table)
+                if root.endswith(name) and target not in found and mounts.is_block(target)
             ]
             return [target for target in found if target != attachment.device]
-        staged = mounts.at(staging, table)
+        staged = mountinfo.visible(staging, table)
         if staged is None:
             return []
-        others = {mount.target for mount in mounts.same_source(staged, table)}
+        others = {str(mount.target) for mount in mounts.same_source(staged, table)}
         return sorted(others - {os.path.normpath(staging)})
 
     async def _publish(self, source: str, target: str, block: bool, read_only: bool) -> None:
@@ -217,7 +218,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         mount = mounts.at(path)
         if mount is None:
             raise NotFound("nothing is mounted there", where=path, todo="Publish the volume first")
-        number = mounts.device_number(path) if mounts.is_block(path) else mount.device
+        number = mounts.device_number(path) if mounts.is_block(path) else mount.number
         if number != mounts.device_number(attachment.device):
             raise NotFound("another volume is mounted there", where=path, todo="Pass the path of this volume")
 
@@ -250,10 +251,10 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             attachment = await self._host.resize(attachment.volume_id, wanted)
             mount = mounts.at(path) or mounts.at(request.staging_target_path or path)
             if not mounts.is_block(path) and mount is not None:
-                if mount.device != mounts.device_number(attachment.device):
+                if mount.number != mounts.device_number(attachment.device):
                     raise NotFound("another volume is mounted there", where=path, todo="Pass the path of this volume")
                 if not mount.read_only:
-                    await filesystem.grow(attachment.device, mount.target, mount.kind)
+                    await filesystem.grow(attachment.device, str(mount.target), mount.filesystem)
         return csi.NodeExpandVolumeResponse(capacity_bytes=attachment.size)
 
     async def NodeGetCapabilities(

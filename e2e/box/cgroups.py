@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from curve_storage.errors import Aborted, FailedPrecondition
+from curve_storage.mountinfo import Mount, mounts
 from e2e.box.places import NAME
 
 ROOT = Path("/sys/fs/cgroup")
@@ -17,20 +18,18 @@ NEEDED = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "
 PATIENCE = 10.0
 
 
-def hierarchies(mountinfo: str) -> list[tuple[Path, set[str]]]:
-    """Mount points of cgroup hierarchies and their controllers, from the text of /proc/self/mountinfo."""
+def hierarchies(table: Iterable[Mount]) -> list[tuple[Path, set[str]]]:
+    """Mount points of cgroup hierarchies and their controllers."""
     found: dict[Path, set[str]] = {}
-    for line in mountinfo.splitlines():
-        fields, _, rest = line.partition(" - ")
-        words = rest.split()
-        if words and words[0] in ("cgroup", "cgroup2"):
-            options = set(words[2].split(",")) if words[0] == "cgroup" else set()
-            found[Path(fields.split()[4])] = {re.sub(r"^name=", "", option) for option in options}
+    for mount in table:
+        if mount.filesystem in ("cgroup", "cgroup2"):
+            options = mount.super_options if mount.filesystem == "cgroup" else ()
+            found[mount.target] = {option.removeprefix("name=") for option in options}
     return list(found.items())
 
 
 def _mounted() -> list[tuple[Path, set[str]]]:
-    return hierarchies(Path("/proc/self/mountinfo").read_text())
+    return hierarchies(mounts())
 
 
 def check() -> None:

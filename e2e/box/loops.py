@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from curve_storage.mountinfo import Mount, mounts
 
 LOOP_CLR_FD = 0x4C01
 LOOP_GET_STATUS64 = 0x4C05
@@ -64,35 +65,24 @@ def attached() -> list[Loop]:
     return found
 
 
-def kernel_device(major_minor: str) -> int:
-    """The number `st_dev` has for "259:1" of a mountinfo line."""
-    major, minor = map(int, major_minor.split(":"))
-    return os.makedev(major, minor)
+def mounted_devices(tables: Iterable[list[Mount]]) -> set[int]:
+    """Devices, as `st_dev` has them, of all file systems in any of the given tables of mounts."""
+    return {mount.number for table in tables for mount in table}
 
 
-def mounted_devices(mountinfos: Iterable[str]) -> set[int]:
-    """Devices of all file systems mounted in any of the given mountinfo texts."""
-    return {
-        kernel_device(words[2])
-        for text in mountinfos
-        for words in (line.split() for line in text.splitlines())
-        if len(words) > 2 and re.fullmatch(r"\d+:\d+", words[2])
-    }
-
-
-def living_mountinfos() -> list[str]:
-    """/proc/PID/mountinfo of one process for each mount namespace in which something lives."""
-    texts: dict[str, str] = {}
+def living_mounts() -> list[list[Mount]]:
+    """The mounts of one process for each mount namespace in which something lives."""
+    tables: dict[str, list[Mount]] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
         try:
             namespace = os.readlink(folder / "ns/mnt")
-            if namespace not in texts:
-                texts[namespace] = (folder / "mountinfo").read_text()
+            if namespace not in tables:
+                tables[namespace] = mounts(folder.name)
         except OSError:
             continue  # ended meanwhile
-    return list(texts.values())
+    return list(tables.values())
 
 
 def ours(loops: Iterable[Loop], files: set[tuple[int, int]], living: set[int], lost: set[int]) -> list[Loop]:

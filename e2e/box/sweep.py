@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from curve_storage.errors import Aborted
+from curve_storage.mountinfo import mounts
 from e2e.box import cgroups, loops, network
 from e2e.box.command import run
 from e2e.box.places import Places
@@ -52,13 +53,13 @@ def file_systems_of(group: str) -> set[int]:
     """Devices of the file systems that processes of a control group of ours have mounted, to know later what was
     theirs.
     """
-    texts = []
+    tables = []
     for process in cgroups.processes(group):
         try:
-            texts.append(Path(f"/proc/{process}/mountinfo").read_text())
+            tables.append(mounts(process))
         except OSError:
             continue  # ended meanwhile
-    return loops.mounted_devices(texts)
+    return loops.mounted_devices(tables)
 
 
 def _kill_everything() -> str | None:
@@ -84,7 +85,7 @@ def detach_loops(data: Path, lost: set[int]) -> list[str]:
     candidates = loops.attached()
     if not candidates:
         return []
-    living = loops.mounted_devices(loops.living_mountinfos())
+    living = loops.mounted_devices(loops.living_mounts())
     files = loops.files_below(data, {loop.inode for loop in candidates})
     remaining = loops.detach(loops.ours(candidates, files, living, lost))
     return [f"/dev/loop{loop.number} ({loop.path}) is still in use" for loop in remaining]
@@ -93,13 +94,9 @@ def detach_loops(data: Path, lost: set[int]) -> list[str]:
 def unmount_below(folder: Path) -> None:
     """Mounts of the machine's own namespace below `folder`, innermost first. Nodes mount in namespaces of their own;
     this is for what an interrupted preparation left."""
-    targets = [
-        words[4].encode().decode("unicode_escape")
-        for words in (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    ]
-    for target in reversed(targets):
-        if Path(target).is_relative_to(folder):
-            run(["umount", "--lazy", target])
+    for mount in reversed(mounts()):
+        if mount.target.is_relative_to(folder):
+            run(["umount", "--lazy", str(mount.target)])
 
 
 def restore_sysctls(changed: dict[str, list[str]]) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from curve_storage import mountinfo
 from e2e.box import loops, network
 from e2e.box.command import run
 
@@ -52,15 +53,15 @@ def look(name: str, data: Path) -> Traces:
     over a FUSE file system that something alive has mounted.
     """
     temporary = tempfile.gettempdir()
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    living = loops.mounted_devices(loops.living_mountinfos())
+    targets = [str(mount.target) for mount in mountinfo.mounts()]
+    living = loops.mounted_devices(loops.living_mounts())
     files = [
         (loop.number, path)
         for loop in loops.attached()
         if (path := _backing(loop.number)) and not (os.major(loop.device) == 0 and loop.device in living)
     ]
     return Traces(
-        mounts=frozenset(mount for mount in mounts if not mount.startswith(temporary)),
+        mounts=frozenset(target for target in targets if not target.startswith(temporary)),
         namespaces=frozenset(each.name for each in network.NAMESPACES.glob("*")),
         cgroups=frozenset(
             str(group) for top in Path("/sys/fs/cgroup").iterdir() for group in top.glob("*") if group.is_dir()

@@ -1,11 +1,9 @@
-"""mount(2) and umount(2) of a FUSE connection, and what mountinfo says. Needs CAP_SYS_ADMIN."""
+"""mount(2) and umount(2) of a FUSE connection. Needs CAP_SYS_ADMIN."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from curve_storage.errors import CurveError, FailedPrecondition, InUse, NotFound
@@ -52,37 +50,3 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
     if code in (_EINVAL, _ENOENT):
         raise NotFound("nothing is mounted here", where=str(target))
     raise CurveError(f"cannot unmount: {os.strerror(code)}", where=str(target))
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo. device: (major, minor) of the file system's files."""
-
-    device: tuple[int, int]
-    target: Path
-    filesystem: str
-    source: str
-
-
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts in the order of /proc/self/mountinfo: a later one on the same target hides an earlier."""
-    mounts = []
-    for line in text.splitlines():
-        left, separator, right = line.partition(" - ")
-        fields, tail = left.split(" "), right.split(" ")
-        if not separator or len(fields) < 5 or len(tail) < 2:
-            continue
-        major, minor = fields[2].split(":")
-        mounts.append(Mount((int(major), int(minor)), Path(_unescape(fields[4])), tail[0], _unescape(tail[1])))
-    return mounts
-
-
-def mounts() -> list[Mount]:
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
-
-
-def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text)

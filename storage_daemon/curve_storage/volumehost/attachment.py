@@ -20,6 +20,7 @@ from curve_storage.clock import Clock
 from curve_storage.errors import CurveError, FailedPrecondition, InUse, NotFound, OutOfRange
 from curve_storage.fuse import mount
 from curve_storage.fuse.handshake import SessionFacts
+from curve_storage.mountinfo import Mount, mounts, visible
 from curve_storage.telemetry import logs
 from curve_storage.volumehost.config import VolumeHostConfig
 from curve_storage.volumehost.data_process import DataProcess
@@ -132,10 +133,10 @@ class Attachment:
         if (device.number, device.sequence) != (self.state.loop_number, self.state.loop_sequence):
             self._save(loop_number=device.number, loop_sequence=device.sequence)
 
-    def _mount(self) -> mount.Mount | None:
+    def _mount(self) -> Mount | None:
         target = self._node.store.mount_point(self.volume_id)
-        found = [entry for entry in mount.mounts() if entry.target == target]
-        return found[-1] if found and found[-1].filesystem == mount.FILESYSTEM_TYPE else None
+        found = visible(target, mounts())
+        return found if found is not None and found.filesystem == mount.FILESYSTEM_TYPE else None
 
     # -- attaching
 

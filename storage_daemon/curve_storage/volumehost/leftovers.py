@@ -9,7 +9,8 @@ from pathlib import Path
 from curve_storage.attach import loop
 from curve_storage.attach.volume_file import FILE_INODE, FILE_NAME
 from curve_storage.errors import CurveError
-from curve_storage.fuse import mount
+from curve_storage.fuse.mount import FILESYSTEM_TYPE
+from curve_storage.mountinfo import Mount, mounts
 from curve_storage.telemetry import logs
 from curve_storage.volumehost.attachment import Node, kept_name
 from curve_storage.volumehost.probe import probe
@@ -25,7 +26,7 @@ def volume_of(target: Path, volumes: Path) -> int | None:
     return int(target.parent.name)
 
 
-async def _detach_devices(entry: mount.Mount) -> None:
+async def _detach_devices(entry: Mount) -> None:
     file = loop.BackingFile(entry.device, FILE_INODE)
     for device in loop.candidates(entry.target / FILE_NAME):
         if await asyncio.wait_for(asyncio.to_thread(loop.backing_file, device), _DEADLINE) == file:
@@ -39,9 +40,9 @@ async def clean(node: Node, owned: Container[int]) -> list[str]:
     problems: list[str] = []
     busy: set[int] = set()
     volumes = node.config.volumes
-    for entry in mount.mounts():
+    for entry in mounts():
         volume_id = volume_of(entry.target, volumes)
-        if volume_id is None or volume_id in owned or entry.filesystem != mount.FILESYSTEM_TYPE:
+        if volume_id is None or volume_id in owned or entry.filesystem != FILESYSTEM_TYPE:
             continue
         try:
             await _detach_devices(entry)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from curve_storage.attach import loop
 from curve_storage.attach.volume_file import FILE_INODE
-from curve_storage.fuse.mount import Mount
+from curve_storage.mountinfo import Mount
 
 _PATIENCE = 5.0
 

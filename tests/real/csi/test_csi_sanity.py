@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from curve_csi import mounts
+from curve_storage import mountinfo
 from curve_storage.cli.playground import Playground, PlaygroundOptions, node
 from curve_storage.cli.playground.layout import Layout
 from curve_storage.units import GiB
@@ -68,9 +69,9 @@ def driver(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             process.terminate()
             process.wait(20)
             print((folder / "driver.log").read_text(errors="replace")[-6000:])
-            for mount in reversed(mounts.table()):
-                if mount.target.startswith(str(folder)):
-                    asyncio.run(mounts.unmount(mount.target))
+            for mount in reversed(mountinfo.mounts()):
+                if mount.target.is_relative_to(folder):
+                    asyncio.run(mounts.unmount(str(mount.target)))
 
 
 @pytest.mark.parametrize("access", ["mount", "block"])
@@ -95,5 +96,5 @@ def test_sanity(driver: Path, layout: Layout, access: str) -> None:
     print(f"csi-sanity {access}: {passed} passed")
     # Skipped are the tests of snapshots, clones, groups and volume attributes, which are not advertised.
     assert failed == 0 and passed >= 45
-    left = [mount.target for mount in mounts.table() if mount.target.startswith(str(base))]
+    left = [mount.target for mount in mountinfo.mounts() if mount.target.is_relative_to(base)]
     assert not left

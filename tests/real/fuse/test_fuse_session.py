@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from curve_storage import mountinfo
 from curve_storage.clock import SystemClock
 from curve_storage.fuse import abi, mount
 from curve_storage.fuse.handshake import SessionFacts
@@ -277,4 +278,4 @@ async def test_unmount_ends_the_session(tmp_path: Path) -> None:
         assert done.returncode != 0 and not found.ended.is_set(), "a file is open"
         await asyncio.to_thread(os.close, held)
     assert found.ended.is_set()
-    assert str(found.folder) not in [str(entry.target) for entry in mount.mounts()]
+    assert str(found.folder) not in [str(entry.target) for entry in mountinfo.mounts()]

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 
+from curve_storage import mountinfo
 from curve_storage.attach import loop
 from curve_storage.fuse import mount
 from curve_storage.proto import volumehost_pb2 as pb
@@ -248,7 +249,7 @@ class Node:
             run("umount", "-l", folder, check=False)
         for device in self.loop_devices():
             loop.detach(device, force=True)
-        for entry in mount.mounts():
+        for entry in mountinfo.mounts():
             if str(entry.target).startswith(str(self.root) + "/"):
                 mount.unmount(entry.target, lazy=True)
         if self.shared is not None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from curve_storage import mountinfo
 from curve_storage.attach import loop
 from curve_storage.errors import FailedPrecondition, InUse, NotFound, OutOfRange
-from curve_storage.fuse import mount
 from curve_storage.proto import volumehost_pb2 as pb
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -36,7 +36,7 @@ def remains(node: Any) -> list[str]:
     prefix = str(node.root) + "/volumes/"
     return (
         [device.backing for device in loop.bound_devices() if device.backing.startswith(prefix)]
-        + [str(entry.target) for entry in mount.mounts() if str(entry.target).startswith(prefix)]
+        + [str(entry.target) for entry in mountinfo.mounts() if str(entry.target).startswith(prefix)]
         + [str(pid) for pid in node.data_processes()]
         + [str(path) for path in (node.root / "volumes").iterdir()]
     )
@@ -216,7 +216,7 @@ def test_leftovers_are_cleaned_at_start(make_node: MakeNode, tmp_path: Path) -> 
         (node.root / "volumes" / str(volume_id) / "state.json").unlink()
     node.start_host()
     assert unused.backing_file not in [device.backing for device in loop.bound_devices()]
-    targets = [str(entry.target) for entry in mount.mounts()]
+    targets = [str(entry.target) for entry in mountinfo.mounts()]
     assert str(node.root / "volumes/1/mount") not in targets
     info = node.call("Info", pb.InfoRequest())
     assert "volume 2 has no owner" in info.message

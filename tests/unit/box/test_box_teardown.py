@@ -8,26 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from curve_storage import mountinfo
 from curve_storage.errors import ConfigError, DeadlineExceeded
 from e2e.box import cgroups, loops, network, places, state, sweep
-from e2e.box.loops import Loop, kernel_device, mounted_devices, ours
+from e2e.box.loops import Loop, mounted_devices, ours
 from e2e.box.places import Places
 from e2e.box.state import State, StateFile, boot_id, sole_operation, start_time
 
-MOUNTINFO = """\
+MOUNTS = mountinfo.parse("""\
 21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 30 21 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
 31 30 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct
 32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
 33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
 40 21 0:545 / /mnt rw shared:1 - fuse curve rw
-"""
-DISK, FUSE, OTHER = kernel_device("254:0"), kernel_device("0:545"), kernel_device("0:77")
+""")
+DISK, FUSE, OTHER = os.makedev(254, 0), os.makedev(0, 545), os.makedev(0, 77)
 VOLUME = "/var/lib/curve/volumehost/volumes/1/mount/volume"
 
 
 def test_hierarchies_of_control_groups() -> None:
-    found = dict(cgroups.hierarchies(MOUNTINFO))
+    found = dict(cgroups.hierarchies(MOUNTS))
     assert {"cpu", "cpuacct"} <= found[Path("/sys/fs/cgroup/cpu")]
     assert "systemd" in found[Path("/sys/fs/cgroup/systemd")]
     assert found[Path("/sys/fs/cgroup/unified")] == set()
@@ -35,9 +36,9 @@ def test_hierarchies_of_control_groups() -> None:
 
 
 def test_devices_of_mounts_are_numbered_as_the_kernel_does() -> None:
-    assert mounted_devices([MOUNTINFO]) >= {DISK, FUSE, kernel_device("0:29")}
+    assert mounted_devices([MOUNTS]) >= {DISK, FUSE, os.makedev(0, 29)}
     status = os.stat("/")
-    own = mounted_devices([Path("/proc/self/mountinfo").read_text()])
+    own = mounted_devices([mountinfo.mounts()])
     assert status.st_dev in own
 
 

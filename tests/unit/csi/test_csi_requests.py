@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from curve_csi import capabilities, health, mounts, parameters, sizes, usage
 from curve_csi.locks import OperationLocks
 from curve_csi.proto import csi_pb2 as csi
+from curve_storage import mountinfo
 from curve_storage.errors import Aborted, Internal, InvalidArgument, OutOfRange
 from curve_storage.proto import mds_pb2 as mds
 from curve_storage.proto import volumehost_pb2 as host
@@ -120,13 +121,13 @@ MOUNTINFO = """22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 
 
 def test_mountinfo() -> None:
-    table = mounts.parse(MOUNTINFO)
-    staged = mounts.at("/var/lib/kubelet/a b", table)
-    assert staged is not None and staged.device == "7:3" and not staged.read_only
-    assert [mount.target for mount in mounts.same_source(staged, table)] == ["/var/lib/kubelet/a b", "/pods/x"]
-    published = mounts.at("/pods/x/", table)
+    table = mountinfo.parse(MOUNTINFO)
+    staged = mountinfo.visible("/var/lib/kubelet/a b", table)
+    assert staged is not None and staged.device == (7, 3) and not staged.read_only
+    assert [str(mount.target) for mount in mounts.same_source(staged, table)] == ["/var/lib/kubelet/a b", "/pods/x"]
+    published = mountinfo.visible("/pods/x/", table)
     assert published is not None and published.read_only
-    assert mounts.at("/nowhere", table) is None
+    assert mountinfo.visible("/nowhere", table) is None
 
 
 def test_usage_of_a_real_file_system() -> None:

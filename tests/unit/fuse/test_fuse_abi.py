@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,6 @@ from curve_storage.fuse import abi
 from curve_storage.fuse.buffers import Lease, SlabPool
 from curve_storage.fuse.dispatch import encode_attributes, encode_entries, error_number
 from curve_storage.fuse.handshake import MAX_WRITE, SessionFacts, negotiate
-from curve_storage.fuse.mount import parse_mountinfo
 from curve_storage.fuse.ops import Attributes, DirectoryEntry
 
 
@@ -86,18 +84,6 @@ def test_directory_entries_are_whole_and_padded() -> None:
 )  # fmt: skip
 def test_error_numbers(error: Exception, number: int) -> None:
     assert error_number(error) == number
-
-
-def test_mountinfo() -> None:
-    text = (
-        "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
-        "40 36 0:55 / /var/lib/a\\040b/mount rw,nosuid shared:7 master:2 - fuse.curve curve:12 rw\n"
-        "broken line\n"
-    )
-    first, second = parse_mountinfo(text)
-    assert first.device == (98, 0) and first.filesystem == "ext3"
-    assert second.target == Path("/var/lib/a b/mount")
-    assert (second.device, second.filesystem, second.source) == ((0, 55), "fuse.curve", "curve:12")
 
 
 class TestSlabPool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from curve_storage.attach import loop
 from curve_storage.errors import CurveError
 from curve_storage.fuse import mount
+from curve_storage.mountinfo import Mount, mounts
 
 
 def loops_under(root: Path) -> list[loop.LoopDevice]:
@@ -20,14 +21,14 @@ def loops_under(root: Path) -> list[loop.LoopDevice]:
     return [device for device in loop.bound_devices() if _inside(device.backing, root)]
 
 
-def mounts_of_devices(root: Path) -> list[mount.Mount]:
+def mounts_of_devices(root: Path) -> list[Mount]:
     """File systems mounted from those loop devices, the innermost first."""
     devices = {(7, device.number) for device in loops_under(root)}
-    return [m for m in reversed(mount.mounts()) if m.device in devices]
+    return [m for m in reversed(mounts()) if m.device in devices]
 
 
-def fuse_mounts(root: Path) -> list[mount.Mount]:
-    return [m for m in reversed(mount.mounts()) if m.filesystem == mount.FILESYSTEM_TYPE and _inside(m.target, root)]
+def fuse_mounts(root: Path) -> list[Mount]:
+    return [m for m in reversed(mounts()) if m.filesystem == mount.FILESYSTEM_TYPE and _inside(m.target, root)]
 
 
 def unmount_filesystems(root: Path, *, timeout: float = 30.0) -> list[str]:
