@@ -10,6 +10,7 @@ import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
@@ -45,6 +46,31 @@ class Outcome:
     skipped: int = 0
 
 
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    """A child that heeds SIGINT, also when this program was started in the background, which ignores it (nohup, CI)."""
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGINT, by which pytest lets fixtures end what they started; after CLEANUP seconds without mercy."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(CLEANUP)
+    except subprocess.TimeoutExpired:
+        print(f"not cleaned up after {CLEANUP:g} s, killed", flush=True)
+        process.kill()
+        process.wait()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the cleanup is on its way
+    raise SystemExit(128 + number)
+
+
 def run(stage: Stage) -> Outcome:
     print(f"\n==== {stage.name}: {stage.what}", flush=True)
     report = BUILD / f"test-{stage.name}.xml"
@@ -53,17 +79,16 @@ def run(stage: Stage) -> Outcome:
     if stage.workers:
         command += ["-n", str(stage.workers)]
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = start(command)
     try:
         code = process.wait(stage.limit)
     except subprocess.TimeoutExpired:
         print(f"{stage.name}: not done after {stage.limit} s", flush=True)
-        process.send_signal(signal.SIGINT)  # lets fixtures end what they started
-        try:
-            process.wait(CLEANUP)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
         code = 124
+    except (KeyboardInterrupt, SystemExit):  # this program is ended: the stage first
+        end(process)
+        raise
     outcome = Outcome(stage, code, time.monotonic() - started)
     if report.exists():
         for suite in ET.parse(report).getroot().iter("testsuite"):
@@ -84,6 +109,7 @@ def main() -> None:
     known = {stage.name: stage for stage in STAGES}
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(known)}")
+    signal.signal(signal.SIGTERM, _terminated)
     BUILD.mkdir(exist_ok=True)
     outcomes = [run(known[name]) for name in wanted]
     print("\n==== summary")
