@@ -72,8 +72,11 @@ class ChunkDirectory:
         for name in os.listdir(self.path):
             if not name.startswith(PREFIX):
                 continue
-            chunk = int(name[len(PREFIX) :], 16)
-            if chunk in listed and chunk not in hollow:
+            try:
+                chunk = int(name[len(PREFIX) :], 16)
+            except ValueError:
+                chunk = -1  # a name that has rotted: its chunk counts as hollow
+            if chunk in listed and chunk not in hollow and name == chunk_file_name(chunk):
                 present.add(chunk)
             else:
                 self._pool.give_back(self.path / name)
@@ -132,6 +135,7 @@ class ChunkDirectory:
         if not found.dirty:
             found.dirty = True
             self._dirty.append(found)
+            found.volume = found.volume or volume  # lost with a damaged header
         return found
 
     def _create(self, chunk: int, volume: int, sn: int) -> ChunkFile | None:

@@ -276,6 +276,15 @@ class ChunkFile:
         header = _HEADER.pack(MAGIC, VERSION, 0, BLOCKS, self.group, self.id, self.volume, self.sn) + self._bitmap
         return header + _CRC.pack(crc32c(header)) + _PADDING + bytes(self._raw_table)
 
+    def head_on_disk_differs(self) -> bool:
+        """Whether header or table have rotted since they were read or written; only for an unchanged chunk. Blocking.
+        Raises DiskFailed."""
+        return bytes(read_blocking(self.handle, self.path, 0, DATA_START)) != self.head()
+
+    def forget_cached(self) -> None:
+        """The next reads come from the disk itself."""
+        os.posix_fadvise(self.fd, 0, FILE_SIZE, os.POSIX_FADV_DONTNEED)
+
     def written_runs(self, longest: int) -> list[tuple[int, int]]:
         """(first block, count) of the stretches that have a checksum, each of at most `longest` blocks."""
         runs = []

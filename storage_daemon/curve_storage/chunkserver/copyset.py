@@ -80,6 +80,7 @@ class Copyset:
         self.applied = 0
         self.applied_term = 0
         self._durable = 0
+        self._meta_rotten = False
         self._emptied: set[int] = set()
         self._checkpointing = asyncio.Lock()
         self.load()
@@ -227,7 +228,7 @@ class Copyset:
         """Raises StoreReadOnly while the file system is full, DiskFailed after any other error of the disk."""
         async with self._checkpointing:
             meta = self.describe()
-            if meta.index == self._durable and not self.chunks.has_dirty:
+            if meta.index == self._durable and not self.chunks.has_dirty and not self._meta_rotten:
                 return self._durable
             dirty = self.chunks.take_dirty()
             try:
@@ -242,12 +243,25 @@ class Copyset:
                 self.around.on_failed(failure)
                 raise failure from error
             self._durable = max(self._durable, meta.index)
+            self._meta_rotten = False
             listed = set(meta.chunks)
             for number in self._still_empty() - listed:
                 self.chunks.delete(number)
             self._emptied = self._still_empty()
             self.around.files.trim()
             return meta.index
+
+    async def renew_meta(self) -> bool:
+        """Writes `meta` anew when the one on the disk has rotted. Raises as `checkpoint`."""
+        try:
+            copyset_meta.load(self.path)
+            return False
+        except Corruption:
+            self._meta_rotten = True
+        except OSError as error:
+            raise disk_failed(error, self.path) from error
+        await self.checkpoint()
+        return True
 
     async def _save(self, meta: CopysetMeta, dirty: list[ChunkFile]) -> None:
         handles = []

@@ -62,20 +62,25 @@ class Copysets:
         for group in sorted(known):
             path = self.path(group)
             try:
-                if (path / DAMAGED).exists():
-                    raise Corruption((path / DAMAGED).read_text())
+                _refuse_marked(path)
                 self.by_group[group] = copyset = Copyset(path, group, self._around)
             except Corruption as error:
                 await self._damage(group, str(error), host)
                 continue
             host.add_group(group, copyset)
         for directory in sorted(self.root.iterdir()):
-            group = int(directory.name, 16)
+            named = _group_of(directory)
+            if named is None:
+                log.error(
+                    "not a replica's directory, left alone", path=str(directory),
+                    todo="Remove it; if a replica is missing, it is rebuilt from its peers",
+                )  # fmt: skip
+                continue
+            group = named
             if group in known:
                 continue
             try:
-                if (directory / DAMAGED).exists():
-                    raise Corruption((directory / DAMAGED).read_text())
+                _refuse_marked(directory)
                 index = Copyset(directory, group, self._around).applied
             except Corruption as error:
                 await self._damage(group, str(error), None)
@@ -165,3 +170,18 @@ class Copysets:
                     raise disk_failed(error, directory) from error
                 emptied += 1
         return emptied
+
+
+def _group_of(directory: Path) -> int | None:
+    """None: this is no name of ours (it may have rotted)."""
+    try:
+        group = int(directory.name, 16)
+    except ValueError:
+        return None
+    return group if directory.name == f"{group:016x}" and directory.is_dir() else None
+
+
+def _refuse_marked(directory: Path) -> None:
+    mark = directory / DAMAGED
+    if mark.exists():
+        raise Corruption(mark.read_text(errors="replace"))

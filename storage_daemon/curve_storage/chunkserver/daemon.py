@@ -176,7 +176,11 @@ class ChunkServer:
         )  # fmt: skip
         self._start(self.heartbeat.run())
         self._start(self.heartbeat.keep_house())
-        self._start(Scrubber(self.copysets, self.repairer, self.disk, config.scrub, self.clock).run())
+        scrubber = Scrubber(
+            self.copysets, self.repairer, self.disk, config.scrub, self.clock,
+            small_files=lambda: identity_file.check(config.data, self.identity),
+        )  # fmt: skip
+        self._start(scrubber.run())
         self._status = ""
         log.info(
             "serving", address=self.address, chunkserver=self.identity.chunkserver_id,

@@ -1,4 +1,4 @@
-"""Who this disk is: UUID and secret, never its address. `identity` in the data directory, JSON with a CRC32C.
+"""Who this disk is: UUID and secret, never its address. `identity` in the data directory, and a second one beside it.
 
 A first start writes the file with id 0 before it registers, so that a crash right after the registration leads to the
 same UUID and the MDS answers with the same id again.
@@ -7,21 +7,22 @@ same UUID and the MDS answers with the same id again.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import uuid as uuid_module
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from crc32c import crc32c
-
+from curve_storage import twin_file
 from curve_storage.chunkserver.atomic_file import write_atomic
 from curve_storage.errors import Corruption, FailedPrecondition, InUse
+from curve_storage.telemetry import logs
 
 FILE = "identity"
 LOCK = "lock"
 VERSION = 1
 _HARMLESS = {"lost+found", LOCK, FILE + ".tmp"}
+
+log = logs.get("identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +56,69 @@ class Identity:
 
 
 def save(directory: Path, identity: Identity) -> None:
-    body = {"version": VERSION, **asdict(identity)}
-    text = json.dumps(body, sort_keys=True)
-    write_atomic(directory / FILE, json.dumps({**body, "crc32c": crc32c(text.encode())}, indent=1).encode())
+    twin_file.save(directory / FILE, {"version": VERSION, **asdict(identity)}, write_atomic)
 
 
 def load(directory: Path) -> Identity:
-    """The identity of the disk; a new one in an empty (or absent) directory.
+    """The identity of the disk; a new one in an empty (or absent) directory. A damaged file is written anew from its
+    copy.
 
-    Raises FailedPrecondition for a directory with foreign content, Corruption for a damaged identity file.
+    Raises FailedPrecondition for a directory with foreign content, Corruption when both files are damaged.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
-    if not path.exists():
-        foreign = sorted(set(os.listdir(directory)) - _HARMLESS)
-        if foreign:
-            raise FailedPrecondition(
-                f"the directory is not empty ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) "
-                "and holds no identity of a chunkserver",
-                where=str(directory),
-                todo="Give an empty directory as `data`, or remove what is in it if it is not needed",
-            )
-        identity = Identity(uuid=str(uuid_module.uuid4()))
-        save(directory, identity)
-        return identity
     try:
-        body = json.loads(path.read_bytes())
-        checksum = body.pop("crc32c")
-        intact = crc32c(json.dumps(body, sort_keys=True).encode()) == checksum
-        version = body.pop("version")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        body, repaired = twin_file.load(path, write_atomic)
+    except FileNotFoundError:
+        return _new(directory)
+    except ValueError as error:
         raise _damaged(path) from error
-    if not intact:
-        raise _damaged(path)
+    for sentence in repaired:
+        log.warning("identity repaired", what=sentence)
+    version = body.pop("version", None)
     if version != VERSION:
         raise FailedPrecondition(
             f"format {version} of the identity file is not known, only {VERSION}",
             where=str(path),
             todo="Run a chunkserver of the version that wrote it, or newer",
         )
-    return Identity(**body)
+    try:
+        return Identity(**body)
+    except TypeError as error:
+        raise _damaged(path) from error
+
+
+def _new(directory: Path) -> Identity:
+    foreign = sorted(set(os.listdir(directory)) - _HARMLESS)
+    if foreign:
+        raise FailedPrecondition(
+            f"the directory is not empty ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) "
+            "and holds no identity of a chunkserver",
+            where=str(directory),
+            todo="Give an empty directory as `data`, or remove what is in it if it is not needed",
+        )
+    identity = Identity(uuid=str(uuid_module.uuid4()))
+    save(directory, identity)
+    return identity
+
+
+def check(directory: Path, identity: Identity) -> list[str]:
+    """Compares the files with what this process knows, and writes anew what has rotted. Raises OSError."""
+    expected = twin_file.encode({"version": VERSION, **asdict(identity)})
+    repaired = []
+    for path in (directory / FILE, twin_file.copy_of(directory / FILE)):
+        if not path.exists() or path.read_bytes() != expected:
+            write_atomic(path, expected)
+            repaired.append(str(path))
+    return repaired
 
 
 def _damaged(path: Path) -> Corruption:
     return Corruption(
-        "the identity file is damaged",
+        "the identity file and its copy are damaged",
         where=str(path),
-        todo="Replace the disk's content: empty the directory, start again, and the replicas are rebuilt elsewhere",
+        todo="Empty the directory and start again: the disk joins as a new one. Then let the old one be rebuilt "
+        "elsewhere: curve chunkserver drain ID",
     )
 
 

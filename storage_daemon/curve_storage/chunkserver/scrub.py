@@ -1,15 +1,18 @@
 """Reads every chunk once per interval, within a bandwidth, and repairs what does not match its checksum.
 
+Read from the disk, not from the page cache: block by block against the table, header and table against what this
+process knows, the copyset's `meta` against its seal. Each chunk has its own moment in the interval, by the wall clock,
+so that restarts neither postpone the scrub nor set it off.
+
 Also gives hollow chunks a file as soon as the pool has one, and fetches at once what is known to be bad.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 
-from curve_storage.chunkserver.chunk_file import BLOCKS, DATA_START
+from curve_storage.chunkserver.chunk_file import ChunkFile
 from curve_storage.chunkserver.config import ScrubConfig
 from curve_storage.chunkserver.copyset import Copyset
 from curve_storage.chunkserver.copysets import Copysets
@@ -17,15 +20,23 @@ from curve_storage.chunkserver.disk_state import DiskMonitor
 from curve_storage.chunkserver.reading import read_checked
 from curve_storage.chunkserver.repair import LONGEST, Repairer
 from curve_storage.clock import Clock
-from curve_storage.errors import CurveError, DiskFailed
+from curve_storage.errors import CurveError, DiskFailed, StoreReadOnly
 from curve_storage.telemetry import logs, metrics
 from curve_storage.units import BLOCK_SIZE
 
+META = -1
+_MOMENTS = 1009
 _IDLE = 1.0
+_RESTART = 3600.0
+_WATCH = "Watch this disk, replace it if it recurs"
 _RETRY = 60.0  # seconds until a chunk that could not be repaired is tried again
 
 log = logs.get("scrub")
 _scrubbed = metrics.counter("curve_chunkserver_scrubbed_bytes", "Bytes read and verified by the scrub")
+_chunks = metrics.counter("curve_chunkserver_scrubbed_chunks", "Chunks read and verified by the scrub")
+_found = metrics.counter(
+    "curve_chunkserver_scrub_damage", "Damage found by the scrub: bad blocks, and headers, tables and meta files"
+)
 
 
 class Scrubber:
@@ -37,26 +48,43 @@ class Scrubber:
         config: ScrubConfig,
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        small_files: Callable[[], list[str]] = list,
     ) -> None:
+        """small_files: checks the disk's other files, writes anew what has rotted, and names it. Raises OSError."""
         self._copysets = copysets
         self._repairer = repairer
         self._disk = disk
         self._config = config
         self._clock = clock
         self._sleep = sleep
-        self._last: dict[tuple[int, int], float] = {}
+        self._small_files = small_files
         self._retry_at: dict[tuple[int, int], float] = {}
-        self._started = clock.monotonic()
+        # What came due while this process was being restarted is done too.
+        self._started = clock.wall() - min(_RESTART, config.interval / 20)
+        self._done: dict[tuple[int, int], int] = {}
+        """Of each chunk (or meta: -1) the number of the interval in which it was last verified."""
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
+                if self._config.enabled and self._is_due(0, META):
+                    self._check_small_files()
                 for copyset in list(self._copysets.by_group.values()):
                     await self.copyset(copyset)
             except DiskFailed as error:
                 self._disk.failed(error)
             await self._sleep(_IDLE)
+
+    def _check_small_files(self) -> None:
+        try:
+            rotten = self._small_files()
+        except OSError as error:
+            log.warning("small files not verified", error=str(error))
+            return
+        for path in rotten:
+            _found.inc()
+            log.error("a small file has rotted on the disk; it was written anew", path=path, todo=_WATCH)
 
     async def copyset(self, copyset: Copyset) -> None:
         """Hollow chunks, those with known bad blocks, and those that are due. Raises DiskFailed."""
@@ -69,17 +97,26 @@ class Scrubber:
                 await self.chunk(copyset, number)
         if not self._config.enabled:
             return
-        known = copyset.chunks.with_files()
-        for chunk in known:
-            key = (copyset.group, chunk)
-            # A chunk is first due one interval after start, spread by its number, so that a restart reads nothing.
-            due = self._last.get(key, self._started - self._config.interval * (chunk % 97) / 97)
-            if now - due >= self._config.interval:
+        if self._is_due(copyset.group, META):
+            await self._meta(copyset)
+        for chunk in copyset.chunks.with_files():
+            if self._is_due(copyset.group, chunk):
                 await self.chunk(copyset, chunk)
-                self._last[key] = now
-        if len(self._last) > 2 * sum(len(one.chunks) for one in self._copysets.by_group.values()) + 1024:
-            self._last.clear()
+        if len(self._done) > 2 * sum(len(one.chunks) + 1 for one in self._copysets.by_group.values()) + 1024:
+            alive = {0, *self._copysets.by_group}
+            self._done = {key: value for key, value in self._done.items() if key[0] in alive}
             self._retry_at.clear()
+
+    def _is_due(self, group: int, chunk: int) -> bool:
+        """True once per interval and chunk, when its moment has passed."""
+        interval = self._config.interval
+        moment = interval * ((group * 31 + chunk) * 389 % _MOMENTS) / _MOMENTS
+        number = int((self._clock.wall() - moment) // interval)
+        done = self._done.setdefault((group, chunk), int((self._started - moment) // interval))
+        if number <= done:
+            return False
+        self._done[group, chunk] = number
+        return True
 
     async def chunk(self, copyset: Copyset, number: int) -> None:
         """Verifies and repairs one chunk; what cannot be repaired is logged. Raises DiskFailed."""
@@ -87,6 +124,8 @@ class Scrubber:
         chunk = copyset.chunks.get(number)
         if chunk is None:
             return
+        chunk.forget_cached()
+        await self._head(copyset, chunk)
         spans = chunk.written_runs(LONGEST)
         if chunk.bad:
             await self._repair(copyset, number, sorted(chunk.bad))
@@ -101,11 +140,38 @@ class Scrubber:
                 await self._repair(copyset, number, bad)
             _scrubbed.inc(length)
             await self._sleep(max(0.0, started + length / self._config.bandwidth - self._clock.monotonic()))
+        _chunks.inc()
         if cold and chunk is not None and not chunk.dirty and not chunk.stale:
-            # What nobody else reads need not stay in memory.
-            os.posix_fadvise(chunk.fd, DATA_START, BLOCKS * BLOCK_SIZE, os.POSIX_FADV_DONTNEED)
+            chunk.forget_cached()  # what nobody else reads need not stay in memory
+
+    async def _head(self, copyset: Copyset, chunk: ChunkFile) -> None:
+        """A chunk that nobody changes is never written anew, so a rotten header would wait for the next start."""
+        if chunk.dirty or chunk.stale:
+            return  # its next checkpoint writes both anew
+        loop = asyncio.get_running_loop()
+        differs = await loop.run_in_executor(copyset.around.io, chunk.head_on_disk_differs)
+        # A checkpoint may have run beside the thread's read.
+        if differs and not chunk.dirty and not chunk.stale and chunk.head_on_disk_differs():
+            copyset.chunks.changed(chunk)
+            _found.inc()
+            log.error(
+                "header or checksum table of a chunk has rotted on the disk; the next checkpoint writes it anew",
+                group=copyset.group, chunk=chunk.id, path=str(chunk.path), todo=_WATCH,
+            )  # fmt: skip
+
+    async def _meta(self, copyset: Copyset) -> None:
+        try:
+            if await copyset.renew_meta():
+                _found.inc()
+                log.error(
+                    "the checkpoint file of a replica has rotted on the disk; it was written anew",
+                    group=copyset.group, path=str(copyset.path), todo=_WATCH,
+                )  # fmt: skip
+        except StoreReadOnly:
+            self._done.pop((copyset.group, META), None)
 
     async def _repair(self, copyset: Copyset, chunk: int, blocks: list[int]) -> None:
+        _found.inc(len(blocks))
         try:
             await self._repairer.repair(copyset, chunk, blocks)
         except DiskFailed:

@@ -117,7 +117,7 @@ class Host:
 
         def open_log() -> SharedLog:
             disk = RealDisk(self._directory)
-            self._incarnation = next_incarnation(self._directory / "incarnation")
+            self._incarnation = next_incarnation(self._directory / "incarnation", self.clock.wall)
             opened = SharedLog(disk, self.config.log)
             opened.open()
             return opened
@@ -159,6 +159,8 @@ class Host:
             await asyncio.wait(self._tasks)
         self.engine.close(self._down())
         await self.in_background(self._sync.stop)
+        with contextlib.suppress(CurveError):
+            await self.in_background(self.engine.log.seal_end)
         self._maintenance.shutdown(wait=True)
         self.engine.log.close()
 
@@ -348,6 +350,8 @@ class Host:
         engine, metrics = self.engine, self.metrics
         self._checkpointer.release()
         self._checkpointer.tick(now)
+        if not self._syncing and engine.log.seal_idle():
+            self._submit()
         self._receiver.expire(now)
         self._sender.unpin(now)
         if engine.log.pool.wants_more() or (engine.log.stalled and not engine.log.pool.free):

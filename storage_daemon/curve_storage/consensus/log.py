@@ -86,6 +86,7 @@ class SharedLog:
         self._buffers: list[Buffer] = []
         self._waiting: deque[Callable[[], bool]] = deque()
         self._synced = 0
+        self._rested_at = self._sealed_at = (0, 0)
         self._current: Segment
         self.appended_bytes = 0
 
@@ -341,6 +342,31 @@ class SharedLog:
             self._removing.discard(group)
             for each in self.segments:
                 each.last.pop(group, None)
+
+    # --- proof of the end --------------------------------------------------------------------------------------------
+
+    def seal_idle(self) -> bool:
+        """Appends an empty batch when nothing was appended since the last call; True: there is a batch to take.
+
+        A scan can tell a rotten bit from a torn write only by an intact batch further on. An empty one at the end of a
+        log at rest is that proof, so only what was written in the last moment before a crash goes without. The batch
+        before must have been finished."""
+        place = (self._current.sequence, self._current.tail)
+        if self._waiting or self._batch.parts or place == self._sealed_at:
+            return False
+        rested, self._rested_at = place == self._rested_at, place
+        # At the end of a segment the start of the next one is the proof.
+        if not rested or self._current.tail + 2 * HEADER_SIZE > self._config.segment_size:
+            return False
+        self._room(0)
+        self._sealed_at = self._rested_at = (self._current.sequence, self._current.tail)
+        return True
+
+    def seal_end(self) -> None:
+        """The same, at once and written, before a stop. Raises DiskFailed."""
+        self._rested_at = (self._current.sequence, self._current.tail)
+        if self.seal_idle() and (batch := self.take_batch()) is not None:
+            batch.write()
 
     # --- release ---------------------------------------------------------------------------------------------------
 

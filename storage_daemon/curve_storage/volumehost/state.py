@@ -1,21 +1,25 @@
-"""What the host knows of each attached volume across its own restarts: one small JSON file per volume, fsynced.
+"""What the host knows of each attached volume across its own restarts: one small JSON file per volume, fsynced,
+with a checksum and a copy.
 
-Layout of a volume's folder: `state.json`, `mount/` (mount point, with the file `volume` inside), `nbd.sock`,
-`control.<generation>` (sockets of data processes), `process.log`.
+Layout of a volume's folder: `state.json` and its copy, `mount/` (mount point, with the file `volume` inside),
+`nbd.sock`, `control.<generation>` (sockets of data processes), `process.log`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+from curve_storage import twin_file
 from curve_storage.errors import Corruption
+from curve_storage.telemetry import logs
 
-_VERSION = 1
+_VERSION = 2
+_log = logs.get("volume-state")
 
 
 class Phase(StrEnum):
@@ -46,24 +50,19 @@ class VolumeState:
     loop_number: int = -1
     loop_sequence: int = 0  # with the number: this very binding of the loop device, see `attach.loop`
 
-    def encode(self) -> bytes:
-        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1).encode()
+    def body(self) -> dict[str, object]:
+        return {"version": _VERSION, **asdict(self)}
 
     @classmethod
-    def decode(cls, data: bytes, *, where: str) -> VolumeState:
-        """Raises Corruption naming the file."""
+    def from_body(cls, fields: dict[str, Any]) -> VolumeState:
+        """Raises ValueError."""
+        if fields.pop("version", None) != _VERSION:
+            raise ValueError("unknown version")
         try:
-            fields = json.loads(data)
-            if fields.pop("version") != _VERSION:
-                raise ValueError("unknown version")
             state = cls(**fields)
-            return replace(state, phase=Phase(state.phase), backend=Backend(state.backend))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Corruption(
-                f"not the state of a volume: {error}",
-                where=where,
-                todo="Unmount and detach the volume, remove its folder",
-            ) from error
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        return replace(state, phase=Phase(state.phase), backend=Backend(state.backend))
 
 
 class StateStore:
@@ -92,24 +91,28 @@ class StateStore:
     def save(self, state: VolumeState) -> None:
         folder = self.folder(state.volume_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = folder / "state.json.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, state.encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.rename(folder / "state.json")
-        _sync_folder(folder)
+        twin_file.save(folder / "state.json", state.body(), _write)
 
     def load(self, volume_id: int) -> VolumeState | None:
-        """None when there is none; Corruption when it cannot be read."""
+        """None when there is none; a damaged file is written anew from its copy. Raises Corruption naming the file
+        when both are damaged."""
         path = self.folder(volume_id) / "state.json"
         try:
-            data = path.read_bytes()
+            body, repaired = twin_file.load(path, _write)
+            for sentence in repaired:
+                _log.warning("volume state repaired", volume=volume_id, what=sentence)
+            state = VolumeState.from_body(body)
+            if state.volume_id != volume_id:
+                raise ValueError(f"it is of volume {state.volume_id}")
         except FileNotFoundError:
             return None
-        return VolumeState.decode(data, where=str(path))
+        except ValueError as error:
+            raise Corruption(
+                f"not the state of a volume: {error}",
+                where=str(path),
+                todo="Unmount and detach the volume, remove its folder",
+            ) from error
+        return state
 
     def volume_ids(self) -> Iterator[int]:
         """Of every folder, with or without a state."""
@@ -123,6 +126,7 @@ class StateStore:
         folder = self.folder(volume_id)
         if not folder.is_dir():
             return
+        twin_file.copy_of(folder / "state.json").unlink(missing_ok=True)
         (folder / "state.json").unlink(missing_ok=True)
         for entry in folder.iterdir():
             if entry.is_dir():
@@ -131,6 +135,18 @@ class StateStore:
                 entry.unlink(missing_ok=True)
         folder.rmdir()
         _sync_folder(self.root)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.rename(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -266,6 +266,63 @@ async def test_the_scrub_heals_cold_chunks_when_they_are_due(group: Group, parts
     assert bytes(await group.read(2, 7, 1)) == block(8)
 
 
+async def test_the_scrub_finds_rot_in_header_table_and_meta_of_what_nobody_opens(
+    group: Group, parts: SimpleNamespace
+) -> None:
+    group.write(1, 0, *range(1, 30))
+    await group.mine.checkpoint()
+    chunk = group.mine.chunks.get(1)
+    assert chunk is not None
+    good = os.pread(chunk.fd, DATA_START, 0)
+    meta = group.mine.path / "meta"
+    clock = ManualClock()
+    scrubber = Scrubber(
+        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
+        group.repairer,
+        group.disks[1].monitor,
+        ScrubConfig(interval=1000.0),
+        clock,
+        sleep=group.sleep,
+    )
+    await scrubber.copyset(group.mine)
+    for position in (3, 30, 100, 4096 + 5, 4096 + 4000):
+        os.pwrite(chunk.fd, bytes([good[position] ^ 0x20]), position)
+        rotten = bytearray(meta.read_bytes())
+        rotten[position % len(rotten)] ^= 1
+        meta.write_bytes(rotten)
+        clock.advance(1000)
+        await scrubber.copyset(group.mine)
+        await group.mine.checkpoint()
+        assert os.pread(chunk.fd, DATA_START, 0) == good, f"byte {position} is still rotten"
+        assert group.disks[1].load().applied == group.mine.applied
+    assert group.replicas.asked == [], "what this process knows needs no other replica"
+
+
+async def test_every_chunk_has_its_moment_whatever_is_restarted(group: Group, parts: SimpleNamespace) -> None:
+    for chunk in (1, 2, 3):
+        group.write(chunk, 0, 5)
+    await group.mine.checkpoint()
+    clock = ManualClock()
+    healed: list[float] = []
+    for chunk in (1, 2, 3):
+        group.rot(chunk, 0)
+    for _ in range(40):  # a process that never lives for a whole interval
+        scrubber = Scrubber(
+            SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
+            group.repairer,
+            group.disks[1].monitor,
+            ScrubConfig(interval=1000.0),
+            clock,
+            sleep=group.sleep,
+        )
+        for _ in range(3):
+            asked = len(group.replicas.asked)
+            await scrubber.copyset(group.mine)
+            healed += [clock.monotonic()] * (len(group.replicas.asked) - asked)
+            clock.advance(10)
+    assert len(healed) == 3
+
+
 async def test_reading_what_was_never_written(group: Group) -> None:
     with pytest.raises(ChunkNotExist):
         await group.read(5, 0, 1)

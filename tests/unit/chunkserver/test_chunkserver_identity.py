@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import yaml
 
+from curve_storage import twin_file
 from curve_storage.chunkserver import identity
 from curve_storage.chunkserver.addresses import AddressBook
 from curve_storage.chunkserver.atomic_file import seal, unseal, write_atomic
@@ -50,13 +50,31 @@ def test_a_damaged_identity_is_not_believed(tmp_path: Path) -> None:
     text = path.read_text()
     for damaged in (text.replace("7", "8"), text[:-9], "", "[]", "{}", "null", text.replace("secret", "Secret", 1)):
         path.write_text(damaged)
-        with pytest.raises(Corruption):
+        twin_file.copy_of(path).write_text(damaged)
+        with pytest.raises(Corruption, match="damaged"):
             identity.load(tmp_path)
-    body = {"version": 99, "uuid": "u"}
-    checksum = identity.crc32c(json.dumps(body, sort_keys=True).encode())
-    path.write_text(json.dumps({**body, "crc32c": checksum}))
+    body = twin_file.encode({"version": 99, "uuid": "u"})
+    path.write_bytes(body)
     with pytest.raises(FailedPrecondition, match="format 99"):
         identity.load(tmp_path)
+
+
+def test_any_flipped_bit_of_the_identity_is_repaired_from_its_copy(tmp_path: Path) -> None:
+    mine = identity.Identity("uuid", 7, "secret", "cluster")
+    identity.save(tmp_path, mine)
+    path = tmp_path / identity.FILE
+    good = path.read_bytes()
+    for target in (path, twin_file.copy_of(path)):
+        for bit in range(8 * len(good)):
+            rotten = bytearray(good)
+            rotten[bit // 8] ^= 1 << bit % 8
+            target.write_bytes(rotten)
+            assert identity.load(tmp_path) == mine
+            assert target.read_bytes() == good
+    for target in (path, twin_file.copy_of(path)):
+        target.unlink()
+        assert identity.check(tmp_path, mine) == [str(target)]
+        assert identity.check(tmp_path, mine) == []
 
 
 def test_a_disk_of_another_cluster_or_number_is_refused() -> None:

@@ -10,6 +10,7 @@ from curve_storage.consensus.api import Membership
 from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.disk import RealDisk
 from curve_storage.consensus.entry import COMMAND, CONFIG, Entry, HardState, pack_membership
+from curve_storage.consensus.incarnation import next_incarnation
 from curve_storage.consensus.log import SharedLog
 from curve_storage.consensus.log_record import HEADER_SIZE
 from curve_storage.errors import AlreadyExists, Corruption, DiskFailed
@@ -231,3 +232,16 @@ def test_half_made_segment_is_no_segment(tmp_path: Path) -> None:
     log = opened(tmp_path)
     assert log.groups[5].last_index == 1
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_any_flipped_bit_of_the_incarnation_still_lets_it_grow(tmp_path: Path) -> None:
+    path = tmp_path / "incarnation"
+    for number in (1, 2, 3):
+        assert next_incarnation(path) == number
+    good = path.read_bytes()
+    for bit in range(8 * len(good)):
+        rotten = bytearray(good)
+        rotten[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(rotten)
+        assert next_incarnation(path, lambda: 1.7e9) > 3
+        assert next_incarnation(path, lambda: 0.0) > 1.7e15, "and goes on from there"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from curve_storage import twin_file
 from curve_storage.config import load
 from curve_storage.errors import ConfigError, Corruption, Fenced, Internal, InUse
 from curve_storage.volumehost.config import VolumeHostConfig
@@ -33,15 +33,33 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"{}", b'{"version": 9}', STATE.encode()[:-10], json.dumps({"version": 1, "x": 2}).encode()],
-)
+    [
+        b"", b"{", b"[]", b"{}", b'{"version": 9}', twin_file.encode(STATE.body())[:-10],
+        twin_file.encode({"version": 2, "x": 2}), twin_file.encode({**STATE.body(), "version": 9}),
+        twin_file.encode({**STATE.body(), "phase": "lost"}), twin_file.encode(replace(STATE, volume_id=8).body()),
+    ],
+)  # fmt: skip
 def test_a_damaged_state_is_named(tmp_path: Path, data: bytes) -> None:
     store = StateStore(tmp_path)
     store.save(STATE)
     (tmp_path / "7" / "state.json").write_bytes(data)
+    (tmp_path / "7" / "state.json.copy").write_bytes(data)
     with pytest.raises(Corruption) as raised:
         store.load(7)
     assert raised.value.where.endswith("7/state.json") and raised.value.todo
+
+
+def test_any_flipped_bit_of_a_state_is_repaired_from_its_copy(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save(STATE)
+    path = tmp_path / "7" / "state.json"
+    good = path.read_bytes()
+    for bit in range(8 * len(good)):
+        rotten = bytearray(good)
+        rotten[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(rotten)
+        assert store.load(7) == STATE
+        assert path.read_bytes() == good
 
 
 def test_controls_are_newest_first_and_all_is_removed(tmp_path: Path) -> None:
