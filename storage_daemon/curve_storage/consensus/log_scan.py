@@ -116,10 +116,17 @@ def scan(files: list[DiskFile], config: LogConfig, segment_file: SegmentFile) ->
         else:
             doubtful.append(file)
     known = {owner[0] for owner, _, _ in live}
-    for file in doubtful:
-        found = _headless(_Reader(file, config.segment_size))
-        if found is not None and known and found[0] > min(known) and found[0] not in known:
+    headless = [(_headless(_Reader(file, config.segment_size)) or (0, 0), file) for file in doubtful]
+    for found, file in sorted(headless, key=lambda item: item[0], reverse=True):
+        # A recycled file has zeros there: one that has not is the oldest segment, or the only one.
+        recycled = not any(_Reader(file, config.segment_size).view(0, HEADER_SIZE))
+        if (
+            found[0]
+            and found[0] not in known
+            and (found[0] > min(known) or (found[0] == min(known) - 1 and not recycled) if known else not recycled)
+        ):
             live.append((found, file, -1))
+            known.add(found[0])
         else:
             result.free.append(file)
     live.sort(key=lambda item: item[0])
