@@ -118,13 +118,10 @@ def scan(files: list[DiskFile], config: LogConfig, segment_file: SegmentFile) ->
     known = {owner[0] for owner, _, _ in live}
     headless = [(_headless(_Reader(file, config.segment_size)) or (0, 0), file) for file in doubtful]
     for found, file in sorted(headless, key=lambda item: item[0], reverse=True):
-        # A recycled file has zeros there: one that has not is the oldest segment, or the only one.
-        recycled = not any(_Reader(file, config.segment_size).view(0, HEADER_SIZE))
-        if (
-            found[0]
-            and found[0] not in known
-            and (found[0] > min(known) or (found[0] == min(known) - 1 and not recycled) if known else not recycled)
-        ):
+        if found[0] and found[0] not in known and (
+            found[0] > min(known) or (found[0] == min(known) - 1 and _rotten(file, found)) if known
+            else _rotten(file, found)
+        ):  # fmt: skip
             live.append((found, file, -1))
             known.add(found[0])
         else:
@@ -149,6 +146,19 @@ def _headless(reader: _Reader) -> Owner | None:
             return record.segment, record.salt
         found = reader.search(place + record.length, None)
     return None
+
+
+def _rotten(file: DiskFile, owner: Owner) -> bool:
+    """Whether one flipped bit is all that is wrong with the segment's first header: the oldest segment looks like a
+    file whose recycling was cut by a crash."""
+    head = bytearray(file.read(0, HEADER_SIZE))
+    for bit in range(8 * len(head)):
+        head[bit // 8] ^= 1 << bit % 8
+        record = unpack_header(head)
+        if record is not None and record.type == SEGMENT and (record.segment, record.salt) == owner:
+            return True
+        head[bit // 8] ^= 1 << bit % 8
+    return False
 
 
 def _begun(newest: tuple[Owner, DiskFile, int], config: LogConfig) -> bool:
