@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from curve_storage.cli.playground.processes import (
     alive,
     command_line,
     end,
+    holds_open,
     marked,
     send,
     spawn,
@@ -59,11 +60,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PlaygroundOptions:
-    """None: as the playground was made, else the default. volumehost None: where root runs it."""
+    """None: as the playground was made, else the default. volumehost None: where root runs it. places: by name of
+    process, where it lives; whoever starts the playground must reach those addresses."""
 
     chunkservers: int | None = None
     pool_size: int | None = None
     volumehost: bool | None = None
+    places: Mapping[str, state.Place] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,14 +158,15 @@ class Playground:
             layout.client_file.write_text((self.directory / "config" / "client.yaml").read_text())
             return layout
 
-    def start_missing(self, layout: Layout) -> list[str]:
-        """Starts every process that does not run; returns their names. Each is noted before the next is started."""
+    def start_missing(self, layout: Layout, leave: Collection[str] = ()) -> list[str]:
+        """Starts every process that does not run, but those in `leave`; returns their names. Each is noted before the
+        next is started."""
         started = []
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CURVE_")}
         environment[MARK] = layout.state.mark
         unnoted = [known for known in marked(layout.state.mark) if known not in self._noted(layout)]
         for program in layout.programs().values():
-            if alive(layout.state.identity(program.name)):
+            if program.name in leave or alive(layout.state.identity(program.name)):
                 continue
             twin = next((known for known in unnoted if command_line(known.pid) == program.argv), None)
             if twin is not None:  # an `up` that was interrupted between its start and its note
@@ -171,7 +175,7 @@ class Playground:
             if program.name == "keeper":
                 self._clean_dead_mounts(layout)
             self._progress(f"starting {program.name}")
-            known = spawn(program.argv, program.log, environment)
+            known = spawn(program.argv, program.log, environment, program.namespace)
             layout.state.processes[program.name] = (known.pid, known.started)
             state.save(self.directory, layout.state)
             started.append(program.name)
@@ -185,12 +189,17 @@ class Playground:
             size = DEFAULT_POOL_SIZE if options.pool_size is None else options.pool_size
             _check_shape(count, size)
             wanted = options.volumehost if options.volumehost is not None else os.geteuid() == 0
-            known = state.State(mark=state.new_mark(), chunkservers=count, pool_size=size, volumehost=wanted)
+            places = dict(options.places or {})
+            known = state.State(
+                mark=state.new_mark(), chunkservers=count, pool_size=size, volumehost=wanted, places=places
+            )
             self._check_space(known)
         else:
             self._check_same(known, options)
             if options.volumehost is not None:
                 known.volumehost = options.volumehost
+            if options.places is not None:
+                known.places = dict(options.places)
         layout = Layout(self.directory, known)
         if known.volumehost:
             if os.geteuid() != 0:
@@ -224,11 +233,13 @@ class Playground:
             )
 
     def _check_space(self, wanted: state.State) -> None:
-        most = wanted.chunkservers * (wanted.pool_size + LOG_SIZE) + GiB // 2
+        """Of the playground's own file system: what is placed elsewhere has a disk of its own."""
+        here = sum(1 for n in range(1, wanted.chunkservers + 1) if not wanted.place(f"chunkserver{n}").data)
+        most = here * (wanted.pool_size + LOG_SIZE) + GiB // 2
         free = shutil.disk_usage(self.directory).free
         if free < most:
             raise NoSpace(
-                f"{wanted.chunkservers} chunkservers of {format_size(wanted.pool_size)} may grow to "
+                f"{here} chunkservers of {format_size(wanted.pool_size)} may grow to "
                 f"{format_size(most)} with their logs, {format_size(free)} are free",
                 where=str(self.directory),
                 todo="Free space, choose a smaller --pool-size, or another --dir",
@@ -242,8 +253,11 @@ class Playground:
             end(strays, patience=1.0)
 
     def _clean_dead_mounts(self, layout: Layout) -> None:
-        """Without a keeper nothing can serve the old mounts again: they only fail, and are in the way."""
+        """With neither a keeper nor a data process nothing can serve the old mounts again: they only fail, and are in
+        the way. Data processes that live go on serving, and give a new keeper their descriptors."""
         root = layout.host_root
+        if any(holds_open(known.pid, "/dev/fuse") for known in marked(layout.state.mark)):
+            return
         if node.loops_under(root) or node.fuse_mounts(root):
             self._progress("removing mounts that a crash has left")
             host = layout.state.identity("volumehost")

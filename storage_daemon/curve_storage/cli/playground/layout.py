@@ -32,9 +32,12 @@ _NEEDED_SOCKET = "volumehost/volumes/1000000/control.sock.new"
 
 @dataclass(frozen=True)
 class Program:
+    """namespace: file of the network namespace to start it in; empty for the present one."""
+
     name: str
     argv: list[str]
     log: Path
+    namespace: str = ""
 
 
 def kind_of(name: str) -> str:
@@ -136,7 +139,12 @@ class Layout:
         self.keyring = directory / "keyring.json"
 
     def address(self, port: str) -> str:
-        return f"{HOST}:{self.state.ports[port]}"
+        """host:port of a port's name, e.g. "mds1.grpc"."""
+        return f"{self.state.place(port.partition('.')[0]).address}:{self.state.ports[port]}"
+
+    def chunkserver_data(self, n: int) -> Path:
+        placed = self.state.place(f"chunkserver{n}").data
+        return Path(placed) if placed else self.directory / f"chunkserver{n}"
 
     @property
     def mds_addresses(self) -> list[str]:
@@ -156,7 +164,7 @@ class Layout:
         for n in range(1, MDS_COUNT + 1):
             self._yaml(f"config/mds{n}.yaml", self._mds(n))
         for n in range(1, self.state.chunkservers + 1):
-            (self.directory / f"chunkserver{n}").mkdir(exist_ok=True)
+            self.chunkserver_data(n).mkdir(exist_ok=True)
             self._yaml(f"config/chunkserver{n}.yaml", self._chunkserver(n))
         self._yaml("config/client.yaml", {"mds": self.mds_addresses})
         if self.state.volumehost:
@@ -167,7 +175,12 @@ class Layout:
         """By name, in the order of starting."""
         found: dict[str, Program] = {}
         for name in names(self.state):
-            found[name] = Program(name, self._argv(name, kind_of(name)), self.logs / f"{name}.log")
+            found[name] = Program(
+                name,
+                self._argv(name, kind_of(name)),
+                self.logs / f"{name}.log",
+                self.state.place(name).namespace,
+            )
         return found
 
     def _argv(self, name: str, kind: str) -> list[str]:
@@ -204,7 +217,7 @@ class Layout:
     def _chunkserver(self, n: int) -> dict[str, Any]:
         return {
             "name": f"chunkserver{n}",
-            "data": str(self.directory / f"chunkserver{n}"),
+            "data": str(self.chunkserver_data(n)),
             "listen": self.address(f"chunkserver{n}.data"),
             "advertise": self.address(f"chunkserver{n}.data"),
             "http": self.address(f"chunkserver{n}.http"),

@@ -74,12 +74,30 @@ def command_line(pid: int) -> list[str]:
     return os.fsdecode(data).removesuffix("\0").split("\0")
 
 
-def spawn(argv: list[str], log: Path, environment: dict[str, str]) -> Identity:
-    """Starts a process in a session of its own, output appended to `log`. Raises Unavailable when it cannot be."""
+def holds_open(pid: int, path: str) -> bool:
+    """Whether a descriptor of the process is of the file `path`, e.g. /dev/fuse. False when it cannot be looked at."""
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == path:
+                return True
+        except OSError:  # closed meanwhile
+            continue
+    return False
+
+
+def spawn(argv: list[str], log: Path, environment: dict[str, str], namespace: str = "") -> Identity:
+    """Starts a process in a session of its own, output appended to `log`; `namespace`: the file of a network namespace
+    to start it in. Raises Unavailable when it cannot be."""
+    # nsenter becomes the program: pid, start time and command line are the program's own.
+    enter = ["nsenter", f"--net={namespace}", "--"] if namespace else []
     with log.open("ab") as output:
         try:
             child = subprocess.Popen(
-                argv,
+                [*enter, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -89,7 +107,9 @@ def spawn(argv: list[str], log: Path, environment: dict[str, str]) -> Identity:
             )
         except OSError as error:
             raise Unavailable(
-                f"cannot be started: {error.strerror}", where=argv[0], todo="Check that the program is installed"
+                f"cannot be started: {error.strerror}",
+                where=(enter or argv)[0],
+                todo="Check that the program is installed",
             ) from error
     started = identity(child.pid)
     # It outlives this program on purpose, and is watched through /proc: nothing here waits for it.

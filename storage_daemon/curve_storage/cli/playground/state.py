@@ -16,8 +16,18 @@ from curve_storage.cli.playground.processes import Identity
 from curve_storage.errors import FailedPrecondition, InUse
 
 
+class Place(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where one process lives. address: IP it listens at and is reached under; namespace: file of the network namespace
+    it is started in, empty for the starter's; data: a chunkserver's directory, empty for one in the playground's."""
+
+    address: str = "127.0.0.1"
+    namespace: str = ""
+    data: str = ""
+
+
 class State(msgspec.Struct, forbid_unknown_fields=True):
-    """`state.json`. ports: by process and purpose, e.g. "mds1.grpc"; processes: name → (pid, start time)."""
+    """`state.json`. ports: by process and purpose, e.g. "mds1.grpc"; processes: name → (pid, start time); places: by
+    process, for those that are not at home."""
 
     version: int = 1
     mark: str = ""
@@ -26,10 +36,17 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     volumehost: bool = True
     ports: dict[str, int] = {}
     processes: dict[str, tuple[int, int]] = {}
+    places: dict[str, Place] = {}
+
+    def place(self, name: str) -> Place:
+        return self.places.get(name, _AT_HOME)
 
     def identity(self, name: str) -> Identity | None:
         known = self.processes.get(name)
         return Identity(*known) if known is not None else None
+
+
+_AT_HOME = Place()
 
 
 def load(directory: Path) -> State | None:
