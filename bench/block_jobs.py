@@ -35,7 +35,8 @@ JOBS: tuple[Job, ...] = (
 
 @dataclass(frozen=True)
 class Result:
-    """value: IOPS or MiB/s, reads and writes together; operations: requests of the whole run; latencies in µs."""
+    """value: IOPS or MiB/s, reads and writes together; operations: requests of the whole run; latencies in µs;
+    load_us: CPU time of fio itself per request."""
 
     value: float
     operations: int
@@ -43,6 +44,7 @@ class Result:
     mean_us: float
     p99_us: float
     max_us: float
+    load_us: float = 0.0
 
 
 def target_arguments(target: str, place: str) -> list[str]:
@@ -98,6 +100,7 @@ def parse(report: dict[str, Any], job: Job) -> Result:
         mean_us=weighted / 1000,
         p99_us=max(_percentile(side) for side in sides) / 1000,
         max_us=max(side["lat_ns"]["max"] for side in sides) / 1000,
+        load_us=(data.get("usr_cpu", 0.0) + data.get("sys_cpu", 0.0)) * data.get("job_runtime", 0) * 10 / operations,
     )
 
 
