@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup proto crds docs check unit sim real box test packages tools up down bench playground lock
+.PHONY: help setup proto crds docs check unit sim real box test packages tools up down bench chaos playground lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ up: setup ## The main job: Curve on a real Kubernetes on this machine, from noth
 
 down: setup ## Take it down and leave nothing behind
 	python -m e2e.mainjob down
+
+chaos: tools ## Real processes, verified load and faults for MINUTES (60); SEED repeats a schedule
+	python -m e2e.chaos --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 bench: tools ## fio on the raw disk, an attached volume and NBD, with ratios
 	python -m bench.block

@@ -31,7 +31,7 @@ class Stage:
 STAGES = (
     Stage("unit", "fast tests, without root", ("tests/unit",), 900, 2),
     Stage("sim", "simulation of consensus, crash sweep of the log", ("tests/sim",), 1500, 2),
-    Stage("real", "real processes: etcd, FUSE, loop, playgrounds, csi-sanity", ("tests/real",), 2400),
+    Stage("real", "real processes: etcd, FUSE, loop, playgrounds, csi-sanity, chaos", ("tests/real",), 3000),
     Stage("box", "a real Kubernetes of three nodes", ("e2e/tests",), 2400),
 )
 

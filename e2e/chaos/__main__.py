@@ -1,0 +1,3 @@
+from e2e.chaos.cli import main
+
+main()

@@ -1,0 +1,70 @@
+"""What a run that was killed has left: its processes by their mark, its loop devices by notes.
+
+All mounts and network namespaces of a run are in a mount namespace of its own and go with its last process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from curve_storage.attach import loop
+from curve_storage.cli.playground.processes import Identity, end, identity
+from curve_storage.errors import CurveError
+
+MARK = "CURVE_CHAOS"
+
+
+def marked(directory: Path) -> list[Identity]:
+    """Living processes of the run in `directory`, this one excepted."""
+    wanted = f"{MARK}={directory}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                known = identity(int(entry))
+                if known is not None:
+                    found.append(known)
+    return found
+
+
+def devices(directory: Path) -> list[loop.LoopDevice]:
+    """Loop devices that the run has noted and that are still bound: outside of its mount namespace their backing files
+    have no telling names."""
+    found = []
+    for note in directory.glob("disks/*/device"):
+        with contextlib.suppress(ValueError, OSError):
+            number, sequence = map(int, note.read_text().split())
+            found.append(loop.known(number, sequence))
+    for note in directory.glob("pg/volumehost/volumes/*/state.json"):
+        with contextlib.suppress(ValueError, OSError, KeyError):
+            state = json.loads(note.read_bytes())
+            found.append(loop.known(int(state["loop_number"]), int(state["loop_sequence"])))
+    return [device for device in found if device is not None]
+
+
+def clean(directory: Path, *, delete: bool) -> list[str]:
+    """Ends and removes it all. Returns a sentence for each thing that stays."""
+    left = end(marked(directory), patience=3.0)
+    problems = [f"process {known.pid} does not end" for known in left]
+    deadline = time.monotonic() + 15
+    while True:
+        for device in devices(directory):
+            with contextlib.suppress(CurveError, OSError):
+                loop.detach(device, force=True, patience=0.2)
+        still = devices(directory)
+        if not still or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    problems += [f"{device.path} is still bound to {device.backing}" for device in still]
+    if delete and not problems:
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            if entry.name not in ("lock", "logs"):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return problems
