@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup proto crds docs check unit sim real box test packages tools up down bench chaos playground lock
+.PHONY: help setup proto crds docs check unit sim real box test packages tools up down bench bench-peers bench-compare bench-stalls bench-footprint bench-kubernetes chaos playground lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -71,8 +71,24 @@ down: setup ## Take it down and leave nothing behind
 chaos: tools ## Real processes, verified load and faults for MINUTES (60); SEED repeats a schedule
 	python -m e2e.chaos --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
-bench: tools ## fio on the raw disk, an attached volume and NBD, with ratios
-	python -m bench.block
+bench: tools ## fio on the raw disk, an attached volume and NBD, with ratios; RECORD=1 adds it to bench/history.jsonl
+	python -m bench.block $(if $(RECORD),--record)
+
+bench-peers: tools ## The same beside Ceph and GlusterFS on the same disk (installs their Debian packages)
+	python -m bench.peers $(if $(SYSTEMS),--systems $(SYSTEMS))
+
+bench-compare: tools ## Two commits alternately: make bench-compare A=main~1 B=main JOBS=write_4k_qd32
+	@test -n "$(A)" -a -n "$(B)" || { echo "bench-compare: say which commits: make bench-compare A=main~1 B=main"; exit 2; }
+	python -m bench.compare $(A) $(B) $(if $(JOBS),--jobs $(JOBS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-stalls: tools ## Longest wait of I/O when a chunkserver, an MDS or a data process dies
+	python -m bench.stalls
+
+bench-footprint: tools ## Memory per chunkserver, idle CPU of a cluster
+	python -m bench.footprint
+
+bench-kubernetes: setup ## PVC to Bound, pod to Ready, 100 PVCs at once, on what `make up` has started
+	python -m bench.kubernetes
 
 playground: setup ## A whole cluster as local processes
 	curve playground up

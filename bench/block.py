@@ -12,15 +12,10 @@ a sync reach the disk's cache at most, while ours are on three replicas: "raw_sy
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,34 +23,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import history
 from bench.block_jobs import JOBS, Job, Result, fill, run
-from curve_storage.cli.playground import Playground, PlaygroundOptions
-from curve_storage.cli.playground.processes import Identity, usage
+from bench.goals import FUSE_OF_NBD, GOALS, short, word
+from bench.history import HISTORY
+from bench.rig import Rig, progress, require, rig, workspace
+from curve_storage.cli.playground.processes import usage
 from curve_storage.units import GiB, MiB, format_size, parse_size
 
 TARGETS = ("raw", "fuse", "nbd")
-# Design figures of the same jobs on the 2-core test machine: other systems with three replicas, and our aim.
-PEERS: dict[str, tuple[str, str, str]] = {
-    "write_4k_qd1": ("0.67k", "1.0k", "2.0k"),
-    "write_4k_qd32": ("2.7k", "3.0k", "20k"),
-    "read_4k_qd1": ("3.6k", "5.5k", "8k"),
-    "read_4k_qd32": ("17k", "17k", "40k"),
-    "write_1m_qd4": ("286", "269", "500"),
-    "read_1m_qd4": ("1197", "982", "1500"),
-}
 
 
 class Meter:
-    """CPU seconds of the playground's processes, data processes of volumes included."""
+    """CPU seconds of the cluster's processes, data processes of volumes included."""
 
-    def __init__(self, playground: Playground) -> None:
-        self._playground = playground
-        self._names = self._find()
-
-    def _find(self) -> dict[Identity, str]:
-        state = self._playground.layout().state
-        noted = {state.identity(name): name for name in state.processes}
-        return {known: noted.get(known, "volume") for known in self._playground.processes()}
+    def __init__(self, cluster: Rig) -> None:
+        self._names = cluster.processes()
 
     def read(self) -> dict[str, float]:
         seconds: dict[str, float] = {}
@@ -95,30 +78,21 @@ class Bench:
         file.unlink()
 
     def _cluster(self, directory: Path) -> None:
-        playground = Playground(directory / "playground", self.say)
         need = self.options.size // GiB + 2
-        try:
-            asyncio.run(playground.up(PlaygroundOptions(pool_size=2 * need * GiB, volumehost=True), timeout=180))
+        with rig(directory, self.say, pool_size=2 * need * GiB) as cluster:
             for target in ("fuse", "nbd"):
                 if target in self.options.targets:
-                    self._target(playground, target, need, directory)
-        finally:
-            for problem in asyncio.run(playground.down(delete=True)):
-                self.say(f"warning: {problem}")
+                    self._target(cluster, target, need, directory)
 
-    def _target(self, playground: Playground, target: str, need: int, directory: Path) -> None:
-        path = f"/bench-{target}"
-        self._curve(playground, "volume", "create", path, "--size", f"{need}Gi")
-        extra = ("--nbd",) if target == "nbd" else ()
-        place = self._curve(playground, "volume", "attach", path, *extra)
+    def _target(self, cluster: Rig, target: str, need: int, directory: Path) -> None:
+        place = cluster.attach(target, need)
         self.say(f"{target}: filling {place}")
         fill(target, place, size=self.options.size, report=directory / "fill.json")
-        meter = Meter(playground)
+        meter = Meter(cluster)
         for job in self.jobs:
             self._one(job, target, place, directory, meter)
         self.memory.update({name: size for name, size in meter.memory().items() if name.startswith("chunkserver")})
-        self._curve(playground, "volume", "detach", path)
-        self._curve(playground, "volume", "delete", path, "--force")
+        cluster.remove(target)
 
     def _one(self, job: Job, target: str, place: str, directory: Path, meter: Meter | None) -> None:
         before = meter.read() if meter is not None else {}
@@ -150,60 +124,60 @@ class Bench:
             extra=extra,
         )
 
-    def _curve(self, playground: Playground, *arguments: str) -> str:
-        layout = playground.layout()
-        environment = {
-            **os.environ,
-            "CURVE_CLIENT_CONFIG": str(layout.client_file),
-            "CURVE_VOLUMEHOST": str(layout.host_socket),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "curve_storage.cli.main", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        if done.returncode:
-            raise RuntimeError(f"curve {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout.strip()
+
+def ratios(entry: dict[str, Any]) -> dict[str, float]:
+    """Of one job: nbd/raw and fuse/raw (for writes beside the raw disk with O_SYNC, where that was measured),
+    fuse/nbd."""
+    disk = entry.get("raw_sync") or entry.get("raw")
+    found = {}
+    for key, above, below in (
+        ("nbd/raw", entry.get("nbd"), disk),
+        ("fuse/raw", entry.get("fuse"), disk),
+        ("fuse/nbd", entry.get("fuse"), entry.get("nbd")),
+    ):
+        if above and below:
+            found[key] = round(above / below, 3)
+    return found
 
 
 def table(results: dict[str, dict[str, Any]], jobs: list[Job]) -> Table:
-    """Values, and ours as a share of the raw disk's in the same run; µs of CPU per request, chunkservers together."""
+    """Values, ratios of the same run, goals; µs of CPU per request, chunkservers together."""
     out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for title in (
         "JOB",
         "RAW",
-        "SYNC",
-        "FUSE",
-        "",
+        "RAW SYNC",
         "NBD",
+        "/RAW",
+        "AT LEAST",
+        "AIM",
+        "",
+        "FUSE",
+        "/RAW",
+        "/NBD",
         "",
         "CPU µs/OP: VOLUME",
         "3 CHUNKSERVERS",
-        "CEPH",
-        "GLUSTER",
-        "AIM",
     ):
-        out.add_column(title, justify="left" if title == "JOB" else "right", no_wrap=True)
+        out.add_column(title, justify="left" if title in ("JOB", "") else "right", no_wrap=True)
     for job in jobs:
         entry = results[job.key]
-        raw = entry.get("raw")
+        shares, goal = ratios(entry), GOALS.get(job.key)
 
         def cell(key: str, entry: dict[str, Any] = entry) -> str:
             return f"{entry[key]:,.0f}" if key in entry else "-"
 
-        def share(key: str, entry: dict[str, Any] = entry, raw: float | None = raw) -> str:
-            return f"{100 * entry[key] / raw:.0f} %" if raw and key in entry else ""
+        def share(key: str, shares: dict[str, float] = shares) -> str:
+            return f"{100 * shares[key]:.0f} %" if key in shares else ""
 
-        cpu = entry.get("cpu_us") or entry.get("cpu_us_nbd") or {}
+        cpu = entry.get("cpu_us_nbd") or entry.get("cpu_us") or {}
         servers = sum(value for name, value in cpu.items() if name.startswith("chunkserver"))
         out.add_row(
             f"{job.key} ({job.unit})", cell("raw"), cell("raw_sync"),
-            cell("fuse"), share("fuse"), cell("nbd"), share("nbd"),
+            cell("nbd"), share("nbd/raw"),
+            short(goal.least) if goal else "", short(goal.aim) if goal else "", word(goal, entry.get("nbd")),
+            cell("fuse"), share("fuse/raw"), share("fuse/nbd"), word(FUSE_OF_NBD, shares.get("fuse/nbd")),
             f"{cpu['volume']:.0f}" if "volume" in cpu else "-", f"{servers:.0f}" if servers else "-",
-            *PEERS.get(job.key, ("", "", "")),
         )  # fmt: skip
     return out
 
@@ -218,6 +192,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--targets", default=",".join(TARGETS), help="some of raw,fuse,nbd")
     parser.add_argument("--jobs", default="", help="some of the jobs, comma-separated")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
+    parser.add_argument("--record", action="store_true", help=f"add the figures to {HISTORY}")
     options = parser.parse_args(argv)
     options.targets = [one for one in options.targets.split(",") if one]
     options.jobs = [one for one in options.jobs.split(",") if one]
@@ -230,9 +205,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    missing = [what for what, there in (("root", os.geteuid() == 0), ("fio", shutil.which("fio"))) if not there]
-    if missing:
-        sys.exit(f"bench: needs {' and '.join(missing)}")
+    require("fio")
     if (
         "nbd" in options.targets
         and "\tnbd" not in subprocess.run(["fio", "--enghelp"], capture_output=True, text=True).stdout
@@ -241,14 +214,10 @@ def main() -> None:
         options.targets.remove("nbd")
     # A polite end also takes the playground down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", file=sys.stderr, flush=True)
-
+    say = progress()
     bench = Bench(options, say)
-    with tempfile.TemporaryDirectory(prefix="curve-bench-", dir=options.dir) as directory:
-        bench.all(Path(directory))
+    with workspace(options.dir, say) as directory:
+        bench.all(directory)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(bench.results, indent=2) + "\n")
     out = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
@@ -257,7 +226,10 @@ def main() -> None:
         out.print(
             "\nmemory: " + ", ".join(f"{name} {format_size(size)}" for name, size in sorted(bench.memory.items()))
         )
-    out.print(f"written to {options.output}; CEPH, GLUSTER and AIM: figures of the design, from a run of its own")
+    if options.record:
+        history.append(HISTORY, history.entry(history.facts(), history.commit(), bench.results))
+        out.print(f"added to {HISTORY}")
+    out.print(f"written to {options.output}")
 
 
 if __name__ == "__main__":

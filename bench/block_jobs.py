@@ -48,9 +48,12 @@ class Result:
 
 
 def target_arguments(target: str, place: str) -> list[str]:
-    """target: raw | fuse (a file or block device), nbd (a Unix socket)."""
+    """target: raw | fuse | file (a file or block device), nbd (a Unix socket), rbd ("pool/image" of Ceph)."""
     if target == "nbd":
         return ["--ioengine=nbd", f"--uri=nbd+unix:///?socket={place}"]
+    if target == "rbd":
+        pool, _, image = place.partition("/")
+        return ["--ioengine=rbd", "--clientname=admin", f"--pool={pool}", f"--rbdname={image}"]
     return ["--ioengine=libaio", "--direct=1", f"--filename={place}"]
 
 

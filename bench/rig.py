@@ -1,7 +1,8 @@
 """A cluster to measure: a playground of its own, volumes attached to it, and its processes by name.
 
 Everything lies in one directory `curve-bench-*` that its maker holds locked. A benchmark that was killed leaves its
-directory unlocked: the next one takes such playgrounds down, by their mark, before it makes its own.
+directory unlocked: the next one takes such playgrounds down, by their mark, ends processes that carry the directory's
+name as their mark, and only then makes its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from curve_storage.cli.playground import Playground, PlaygroundOptions
-from curve_storage.cli.playground.processes import Identity
+from curve_storage.cli.playground.processes import Identity, end, marked
 
 PREFIX = "curve-bench-"
 _LOCK = "owner"
@@ -60,6 +61,11 @@ def workspace(parent: Path | None, say: Say) -> Iterator[Path]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def mark_of(directory: Path) -> str:
+    """What processes of other systems, started for the run in `directory`, carry in their environment."""
+    return directory.name
+
+
 def sweep(root: Path, say: Say) -> list[Path]:
     """Takes down what killed benchmarks have left in `root`; returns the directories that are gone."""
     gone = []
@@ -74,6 +80,7 @@ def sweep(root: Path, say: Say) -> list[Path]:
             except BlockingIOError:
                 continue  # a benchmark that runs
             say(f"removing what a killed benchmark has left in {directory}")
+            end(marked(mark_of(directory)))
             for made in sorted(directory.glob("playground*")):
                 for problem in asyncio.run(Playground(made).down(delete=True)):
                     say(f"warning: {problem}")
