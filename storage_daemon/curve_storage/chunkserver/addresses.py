@@ -32,10 +32,13 @@ class AddressBook:
         return self._known.get(node)
 
     def update(self, addresses: Mapping[int, str]) -> None:
-        """Adds and replaces; unknown ones stay, since an MDS that has just started may not name everybody yet."""
-        if all(self._known.get(node) == address for node, address in addresses.items()):
+        """Adds and replaces; unknown ones stay, since an MDS that has just started may not name everybody yet. An
+        address belongs to the node that has it now: nobody else is looked for there any more."""
+        owners = {address: node for node, address in addresses.items()}
+        known = {node: at for node, at in {**self._known, **addresses}.items() if owners.get(at, node) == node}
+        if known == self._known:
             return
-        self._known.update(addresses)
+        self._known = known
         if self._path is not None:
             try:
                 write_atomic(self._path, json.dumps(self._known).encode())

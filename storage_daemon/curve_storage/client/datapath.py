@@ -93,7 +93,7 @@ class DataPath:
         self._channels: dict[str, Channel] = {}
         self._routes: dict[int, Route] = {}
         self._sequences: dict[int, Sequence] = {}
-        self._flights: set[_Flight] = set()
+        self._flights: dict[_Flight, None] = {}  # in order of arrival: they are also moved and failed in it
         self._keys = 0
         self._watch: asyncio.Task[None] | None = None
         self.dead: CurveError | None = None
@@ -190,7 +190,7 @@ class DataPath:
         if route is None:
             route = self._routes[group] = self._router.route(group)
         flight = _Flight(kind, route, None if self._patience is None else self._monotonic() + self._patience)
-        self._flights.add(flight)
+        self._flights[flight] = None
         try:
             while True:
                 if self.dead is not None:
@@ -218,7 +218,7 @@ class DataPath:
                 route.leader = node
                 return reply
         finally:
-            self._flights.discard(flight)
+            del self._flights[flight]
             if flight.key:
                 self._stall.done(flight.key)
 

@@ -301,7 +301,7 @@ class Host:
             return
         head = decode_head(request.meta)
         if head.destination != self.node_id:
-            log.warning("a frame for another node", source=head.source, destination=head.destination)
+            log.warning("a frame for another node", sender=head.source, destination=head.destination)
             return
         now = self.clock.monotonic()
         if not self._peers.received(head.source, head.incarnation, now):

@@ -164,3 +164,12 @@ def test_addresses_survive_a_restart(tmp_path: Path) -> None:
     assert (again.address(1), again.address(2), again.address(3)) == ("a:1", "b:3", None)
     path.write_text("{broken")
     assert AddressBook(path).address(1) is None
+
+
+def test_an_address_leads_to_the_node_that_has_it_now(tmp_path: Path) -> None:
+    """A chunkserver with a new disk registers anew at its old address: frames for the old one must not go there."""
+    book = AddressBook(tmp_path / "addresses.json")
+    book.update({1: "a:8200", 2: "b:8200"})
+    book.update({5: "a:8200"})
+    assert book.address(1) is None and book.address(5) == "a:8200" and book.address(2) == "b:8200"
+    assert AddressBook(tmp_path / "addresses.json").address(1) is None
