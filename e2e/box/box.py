@@ -41,14 +41,15 @@ class Box:
 
     # Life
 
-    def up(self, nodes: int = 3, *, product: bool = True) -> None:
+    def up(self, nodes: int = 3, *, product: bool = True, room: int = 0) -> None:
         """Starts the box, or brings a running one up to date, and returns when it can be used.
 
-        product: also build the image of the product's present code. Raises a CurveError that names what to do; what was
-        started until then stays for a look at its logs, and `down` removes it.
+        product: also build the image of the product's present code. room: bytes that what will run in a new box takes
+        on the machine's disk. Raises a CurveError that names what to do; what was started until then stays for a look
+        at its logs, and `down` removes it.
         """
         with sole_operation():
-            machine.check(self._given)
+            machine.check(self._given, 0 if self.running() else room)
             packages.ensure(self._progress)
             GoBuilder(self._given, self._progress).ensure()
             archives, seed = self._images(product)

@@ -12,14 +12,15 @@ from e2e.box import cgroups
 from e2e.box.places import Places
 
 FREE_SPACE = 5 * GiB
+"""Of the box itself: caches, images, logs."""
 SYSCTLS = {
     # Three kubelets and containerds watch more files than one machine's default allows.
     "fs/inotify/max_user_instances": 1024,
 }
 
 
-def check(places: Places) -> None:
-    """Raises a CurveError that says what is missing and what to do."""
+def check(places: Places, room: int = 0) -> None:
+    """Raises a CurveError that says what is missing and what to do. room: bytes needed beside the box's own."""
     if os.geteuid() != 0:
         raise PermissionDenied("the box makes namespaces and mounts", where="box", todo="Run it as root.")
     for device in ("/dev/fuse", "/dev/loop-control"):
@@ -34,11 +35,14 @@ def check(places: Places) -> None:
     cgroups.check()
     places.cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(places.cache).free
-    if free < FREE_SPACE:
+    needed = FREE_SPACE + room
+    if free < needed:
+        of_pods = f", {room / GiB:.0f} of them for what will run in the box" if room else ""
         raise NoSpace(
-            f"{free / GiB:.1f} GiB free, {FREE_SPACE // GiB} GiB are needed",
+            f"{free / GiB:.1f} GiB free, {needed / GiB:.0f} GiB are needed{of_pods}",
             where=str(places.cache),
-            todo="Make room, or set CURVE_CACHE to a folder on a larger disk.",
+            todo="Make room (`python -m e2e.box down` removes what is left of a box), or set CURVE_CACHE to a folder "
+            "on a larger disk.",
         )
 
 

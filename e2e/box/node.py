@@ -201,11 +201,11 @@ def kubelet_configuration(group: str) -> dict[str, Any]:
         "failSwapOn": False,
         # Images cannot be fetched again: they are never collected.
         "imageGCHighThresholdPercent": 100,
+        # Amounts, not shares: with a percentage a large disk that others fill would count as full long before it is.
         "evictionHard": {
             "memory.available": "100Mi",
-            "nodefs.available": "1%",
-            "imagefs.available": "1%",
-            "nodefs.inodesFree": "1%",
+            "nodefs.available": "200Mi",
+            "imagefs.available": "200Mi",
         },
         "authentication": {
             "anonymous": {"enabled": False},

@@ -9,12 +9,12 @@ from curve_storage.errors import CurveError
 from e2e.box.box import Box
 from e2e.box.progress import Progress
 from e2e.mainjob import job
-from e2e.mainjob.install import NAMESPACE, Installation
+from e2e.mainjob.install import NAMESPACE, ROOM, Installation
 
 
 def up(progress: Progress) -> None:
     box = Box(progress=progress)
-    box.up()
+    box.up(room=ROOM)
     installation = Installation(box, progress)
     installation.install()
     result = job.run(box, progress)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.box.box import Box
+from e2e.mainjob.install import ROOM
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +15,7 @@ def box() -> Iterator[Box]:
     """The machine's box, up, with the images of this checkout."""
     found = Box()
     was_running = found.running()
-    found.up()
+    found.up(room=ROOM)
     yield found
     if not was_running:
         found.down()
