@@ -64,8 +64,18 @@ def _exclusive(directory: Path) -> TextIO:
 async def _run(options: Options, report: Report) -> int:
     task = asyncio.current_task()
     assert task is not None
+    loop = asyncio.get_running_loop()
+    interrupted = False
+
+    def interrupt() -> None:
+        """Once: the removal that follows is not interrupted again."""
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, interrupt)
     run = Run(options, report)
     try:
         result = await run.whole()

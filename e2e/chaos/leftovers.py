@@ -16,7 +16,7 @@ from curve_storage.attach import loop
 from curve_storage.cli.playground.processes import Identity, end, identity
 from curve_storage.errors import CurveError
 
-MARK = "CURVE_CHAOS"
+MARK = "CHAOS_RUN"  # not CURVE_…: what begins so configures the daemons, and is not handed on to them
 
 
 def marked(directory: Path) -> list[Identity]:

@@ -73,6 +73,7 @@ class Load:
         self.verified = 0  # bytes compared
         self.stopping = threading.Event()
         self.given_up = threading.Event()
+        self.abandoned = False
         self.threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -88,6 +89,12 @@ class Load:
         done = not any(thread.is_alive() for thread in self.threads)
         self.given_up.set()
         return done
+
+    def abandon(self) -> None:
+        """Ends without waiting for I/O that may never end."""
+        self.abandoned = True
+        self.stopping.set()
+        self.given_up.set()
 
     def problem(self, what: str, *, lost: bool) -> None:
         self.problems.append(Problem(f"{self.name}: {what}", time.monotonic(), lost))
@@ -184,6 +191,7 @@ class FioLoad(Load):
         self.job = job
         self._environment = environment
         self._offset = time.time() - time.monotonic()
+        self._process: subprocess.Popen[str] | None = None
         self.threads = [threading.Thread(target=self._work, name=name, daemon=True)]
         job.folder.mkdir(parents=True, exist_ok=True)
 
@@ -210,9 +218,13 @@ class FioLoad(Load):
             self._command(*more), cwd=self.job.folder, env=self._environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
+        self._process = process
         output, _ = process.communicate()
+        self._process = None
         if process.returncode == 0:
             return True
+        if self.abandoned:
+            return False
         with contextlib.suppress(OSError):
             output += (self.job.folder / "fio.out").read_text(errors="replace")
         first = next((line for line in output.splitlines() if "verify" in line or "error" in line), output[-300:])
@@ -231,6 +243,12 @@ class FioLoad(Load):
             path.unlink()
         for path in log.parent.glob(f"{log.name}_*.log"):
             path.unlink()
+
+    def abandon(self) -> None:
+        super().abandon()
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def verify(self) -> None:
         if self.problems:

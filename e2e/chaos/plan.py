@@ -71,6 +71,7 @@ KINDS = (
     Kind(Action.LOSE_PACKETS, _R, "chunkserver", 2, 15),
     Kind(Action.SLOW_CABLE, _R, "chunkserver", 2, 15),
     Kind(Action.DISK_FULL, _R, "chunkserver", 2, 15, share=2),
+    Kind(Action.DISK_FULL, _R, "chunkservers", 2, 10),
     Kind(Action.DISK_SLOW, _R, "chunkserver", 2, 15, share=2),
     Kind(Action.DISK_EIO_WRITE, _R, "chunkserver", 1, 5, settle=10, share=2),
     Kind(Action.DISK_EIO_SYNC, _R, "chunkserver", 1, 5, settle=10, share=2),

@@ -98,8 +98,13 @@ class Run:
             await self._faults(faults, work.loads)
             say("healing; waiting for a healthy cluster")
             await self._heal()
-        finally:
-            await self._compare(work)
+        except CurveError as error:
+            self._problem(str(error))  # what was acknowledged is compared all the same
+        except BaseException:
+            for load in work.loads:
+                load.abandon()
+            raise
+        await self._compare(work)
 
     async def _warm(self, loads: list[Load]) -> None:
         shadows = [load for load in loads if load.name.startswith("shadow")]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from curve_storage.errors import Corruption, InvalidArgument
 from curve_storage.units import BLOCK_SIZE
 from e2e.chaos.faults import Outcome
 from e2e.chaos.faulty_device import FaultyDevice, Mode
-from e2e.chaos.loads import DirectFile, ShadowLoad, direct_access
+from e2e.chaos.loads import DirectFile, FioJob, FioLoad, ShadowLoad, direct_access
 from e2e.chaos.nbd_client import NbdClient, NbdError
 from e2e.chaos.plan import KINDS, Fault
 from e2e.chaos.run import Options, Result, passed, summary
@@ -84,9 +87,10 @@ def file_of(path: Path, blocks: int) -> Path:
 def run_load(path: Path) -> ShadowLoad:
     load = ShadowLoad("shadow", "/v", direct_access(path), Shadow([(0, 64)], SALT, "test"), workers=2, pace=0.0)
     load.start()
-    while load.waits.count < 200 and not load.problems:
-        pass
-    assert load.stop(30)
+    deadline = time.monotonic() + 60
+    while load.waits.count < 200 and not load.problems and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert load.stop(60)
     return load
 
 
@@ -111,7 +115,7 @@ def test_a_load_reports_an_io_error(tmp_path: Path) -> None:
 
     load = ShadowLoad("shadow", "/v", lambda _: Missing(path), Shadow([(0, 64)], SALT, "test"), workers=1, pace=0.0)
     load.start()
-    assert load.stop(30) or load.problems
+    load.threads[0].join(60)
     assert load.problems and not load.problems[0].lost
 
 
@@ -192,3 +196,22 @@ def test_the_verdict() -> None:
         Result(outcomes=[], cleaned=True),
     ):
         assert not passed(bad) and "FAILED" in summary(bad, options)[-1]
+
+
+@pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
+def test_fio_finds_one_changed_byte_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    job = FioJob([f"--filename={path}", "--ioengine=psync"], tmp_path / "work", 16 * BLOCK_SIZE, 2000)
+    load = FioLoad("fio", "/v", job, dict(os.environ))
+    load.start()
+    deadline = time.monotonic() + 60
+    while job.rounds < 2 and not load.problems and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert load.stop(60)
+    load.verify()
+    assert not load.problems and load.waits.count >= 2 * 16
+    changed = bytearray(path.read_bytes())
+    changed[5 * BLOCK_SIZE + 1777] ^= 1
+    path.write_bytes(changed)
+    load.verify()
+    assert [problem.lost for problem in load.problems] == [True]
