@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -103,9 +104,16 @@ def read(file: Path) -> list[dict[str, Any]]:
     return found
 
 
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.history", description="One line per recorded run: NBD, and its share of the raw disk."
+    )
+    parser.add_argument("--last", type=int, default=20, help="how many runs")
+    return parser.parse_args(argv)
+
+
 def main() -> None:
-    """The history as a table, one line per run: NBD figures and their share of the raw disk."""
-    for line in read(HISTORY):
+    for line in read(HISTORY)[-parse_arguments().last :]:
         jobs = ", ".join(
             f"{job} {values['nbd']:,.0f}" + (f" ({100 * share:.0f} %)" if (share := _share(line, job)) else "")
             for job, values in line["values"].items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import re
 from collections.abc import Callable
@@ -131,6 +132,12 @@ def test_python_modules_take_these_arguments(command: Command) -> None:
         from e2e.chaos.cli import parser
 
         parser().parse_args(list(command.words[3:]))
+        return
+    if command.words[2].startswith("bench."):
+        module = importlib.import_module(command.words[2])
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{command.words[2]}.__main__")
+        module.parse_arguments(list(command.words[3:]))
         return
     assert command.words[2] == "e2e.box", "say here how to check another module"
     from e2e.box.cli import app
