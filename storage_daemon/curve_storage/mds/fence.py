@@ -99,10 +99,9 @@ class CopysetCaller:
                     if named and named != member and named in target.members and named != hint:
                         hint = named
                         break
-                except (Unauthenticated, PermissionDenied):
-                    raise
                 except CurveError as error:
-                    if not error.retryable and not isinstance(error, NotFound):
+                    # A member that refuses the token (its clock is wrong, its keyring is old) leads no longer for long.
+                    if not error.retryable and not isinstance(error, (NotFound, Unauthenticated, PermissionDenied)):
                         raise
                     last = error
                     if member == hint:
