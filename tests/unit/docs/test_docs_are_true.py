@@ -126,18 +126,42 @@ def test_make_targets_exist(command: Command) -> None:
     assert all(f"$({name}" in (ROOT / "Makefile").read_text() for name in variables)
 
 
+class Parsed(Exception):
+    """Raised where a program would begin its work."""
+
+
+def check_main(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a program's `main` up to the end of argparse."""
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{name}.__main__")
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, *given: Any, **more: Any) -> None:
+        parse(self, *given, **more)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    with pytest.raises(Parsed):
+        module.main()
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--jobs"]], ids=str)
+def test_wrong_arguments_of_a_program_do_not(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        check_main("bench.block", arguments, monkeypatch)
+
+
 @pytest.mark.parametrize("command", [c for c in of("python") if c.words[1] == "-m"], ids=str)
-def test_python_modules_take_these_arguments(command: Command) -> None:
+def test_python_modules_take_these_arguments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     if command.words[2] == "e2e.chaos":
         from e2e.chaos.cli import parser
 
         parser().parse_args(list(command.words[3:]))
         return
     if command.words[2].startswith("bench."):
-        module = importlib.import_module(command.words[2])
-        if hasattr(module, "__path__"):
-            module = importlib.import_module(f"{command.words[2]}.__main__")
-        module.parse_arguments(list(command.words[3:]))
+        check_main(command.words[2], list(command.words[3:]), monkeypatch)
         return
     assert command.words[2] == "e2e.box", "say here how to check another module"
     from e2e.box.cli import app
