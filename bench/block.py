@@ -192,7 +192,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--targets", default=",".join(TARGETS), help="some of raw,fuse,nbd")
     parser.add_argument("--jobs", default="", help="some of the jobs, comma-separated")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
-    parser.add_argument("--record", action="store_true", help=f"add the figures to {HISTORY}")
+    parser.add_argument(
+        "--record", type=Path, nargs="?", const=HISTORY, default=None, metavar="FILE",
+        help="add the figures to bench/history.jsonl, or to FILE",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     options.targets = [one for one in options.targets.split(",") if one]
     options.jobs = [one for one in options.jobs.split(",") if one]
@@ -226,9 +229,9 @@ def main() -> None:
         out.print(
             "\nmemory: " + ", ".join(f"{name} {format_size(size)}" for name, size in sorted(bench.memory.items()))
         )
-    if options.record:
-        history.append(HISTORY, history.entry(history.facts(), history.commit(), bench.results))
-        out.print(f"added to {HISTORY}")
+    if options.record is not None:
+        history.append(options.record, history.entry(history.facts(), history.commit(), bench.results))
+        out.print(f"added to {options.record}")
     out.print(f"written to {options.output}")
 
 
