@@ -6,11 +6,15 @@ import random
 
 from curve_storage.consensus.api import Membership, Role
 from curve_storage.consensus.config import RaftConfig
-from curve_storage.consensus.entry import Entry
+from curve_storage.consensus.entry import COMMAND, Entry
 from curve_storage.consensus.raft import Raft
 from curve_storage.consensus.raft_messages import Message, Ready, Restored
 
 CONFIG = RaftConfig(hibernate_after=0.0)
+
+
+def entry(index: int, term: int) -> Entry:
+    return Entry(index, term, COMMAND, b"e%d" % index)
 
 
 class Storage:
