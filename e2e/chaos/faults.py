@@ -47,13 +47,17 @@ class Faults:
             Domain.NODE: world.node_ready,
         }
 
-    async def do(self, fault: Fault) -> Outcome:
-        """Never raises CurveError: what went wrong is in the outcome."""
+    async def do(self, fault: Fault, deadline: float) -> Outcome:
+        """Never raises CurveError: what went wrong is in the outcome. A fault that had to wait for earlier ones until
+        `deadline` (monotonic) is skipped."""
         outcome = Outcome(fault)
         held = [self._locks[domain] for domain in Domain if domain in fault.kind.domains]
         for lock in held:
             await lock.acquire()
         try:
+            if time.monotonic() > deadline:
+                outcome.skipped = "the run's time is over"
+                return outcome
             try:
                 await self._whole(fault, _GATE)
             except CurveError as error:

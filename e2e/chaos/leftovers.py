@@ -16,6 +16,7 @@ from curve_storage.attach import loop
 from curve_storage.cli.playground.processes import Identity, end, identity
 from curve_storage.errors import CurveError
 
+_PATIENCE = 90.0
 MARK = "CHAOS_RUN"  # not CURVE_…: what begins so configures the daemons, and is not handed on to them
 
 
@@ -51,17 +52,18 @@ def devices(directory: Path) -> list[loop.LoopDevice]:
 
 def clean(directory: Path, *, delete: bool) -> list[str]:
     """Ends and removes it all. Returns a sentence for each thing that stays."""
-    left = end(marked(directory), patience=3.0)
-    problems = [f"process {known.pid} does not end" for known in left]
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + _PATIENCE
     while True:
+        # Whoever waits for I/O can end only when those that owe it the answer have.
+        left = end(marked(directory), patience=3.0)
         for device in devices(directory):
             with contextlib.suppress(CurveError, OSError):
                 loop.detach(device, force=True, patience=0.2)
         still = devices(directory)
-        if not still or time.monotonic() > deadline:
+        if not (left or still) or time.monotonic() > deadline:
             break
         time.sleep(0.2)
+    problems = [f"process {known.pid} does not end" for known in left]
     problems += [f"{device.path} is still bound to {device.backing}" for device in still]
     if delete and not problems:
         for entry in directory.iterdir() if directory.is_dir() else ():

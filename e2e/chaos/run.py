@@ -117,18 +117,19 @@ class Run:
     async def _faults(self, faults: list[plan.Fault], loads: list[Load]) -> None:
         begun = time.monotonic()
         doing = Faults(self.world)
+        deadline = begun + self.options.minutes * 60
         tasks = []
         for fault in faults:
             await asyncio.sleep(max(0.0, begun + fault.at - time.monotonic()))
             if any(problem.lost for load in loads for problem in load.problems):
                 self.report.say("data were lost: no more faults")
                 break
-            tasks.append(asyncio.create_task(self._one(doing, fault, loads)))
+            tasks.append(asyncio.create_task(self._one(doing, fault, loads, deadline)))
         await asyncio.gather(*tasks)
 
-    async def _one(self, doing: Faults, fault: plan.Fault, loads: list[Load]) -> None:
+    async def _one(self, doing: Faults, fault: plan.Fault, loads: list[Load], deadline: float) -> None:
         self.report.begun(fault.number, str(fault))
-        outcome = await doing.do(fault)
+        outcome = await doing.do(fault, deadline)
         outcome.waits = self._waits(outcome, loads)
         self.result.outcomes.append(outcome)
         self.report.fault(outcome)

@@ -64,7 +64,7 @@ def test_nothing_is_lost_in_chaos(directory: Path) -> None:
     assert_nothing_left(directory)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_killed_run_is_cleaned_by_the_next(directory: Path) -> None:
     process = chaos(directory, "--minutes", "5")
     assert process.stdout is not None
@@ -78,7 +78,7 @@ def test_a_killed_run_is_cleaned_by_the_next(directory: Path) -> None:
     process.wait(30)
     assert leftovers.marked(directory)
     cleaned = chaos(directory, "--clean")
-    output, _ = cleaned.communicate(timeout=120)
+    output, _ = cleaned.communicate(timeout=200)
     assert cleaned.returncode == 0, output
     assert_nothing_left(directory)
     assert [entry.name for entry in directory.iterdir()] == ["lock"]
