@@ -74,7 +74,15 @@ class Scrubber:
                     await self.copyset(copyset)
             except DiskFailed as error:
                 self._disk.failed(error)
+            self._forget_removed()
             await self._sleep(_IDLE)
+
+    def _forget_removed(self) -> None:
+        """Once per round, not per copyset: it looks at all of them."""
+        if len(self._done) > 2 * sum(len(one.chunks) + 1 for one in self._copysets.by_group.values()) + 1024:
+            alive = {0, *self._copysets.by_group}
+            self._done = {key: value for key, value in self._done.items() if key[0] in alive}
+            self._retry_at.clear()
 
     def _check_small_files(self) -> None:
         try:
@@ -102,10 +110,6 @@ class Scrubber:
         for chunk in copyset.chunks.with_files():
             if self._is_due(copyset.group, chunk):
                 await self.chunk(copyset, chunk)
-        if len(self._done) > 2 * sum(len(one.chunks) + 1 for one in self._copysets.by_group.values()) + 1024:
-            alive = {0, *self._copysets.by_group}
-            self._done = {key: value for key, value in self._done.items() if key[0] in alive}
-            self._retry_at.clear()
 
     def _is_due(self, group: int, chunk: int) -> bool:
         """True once per interval and chunk, when its moment has passed."""
