@@ -21,6 +21,7 @@ from e2e.tests.curve_faults import VerifiedLoad, container_processes, data_proce
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(900)]
 LOAD_SECONDS = 25
+BURST = 20
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,53 @@ def test_main_job(box: Box, installation: Installation) -> None:
     result = job.run(box, Progress())
     assert result.written == result.read
     print(f"claim bound after {result.bound:.1f} s, pod with a new volume ready after {result.ready:.1f} s")
+
+
+def test_a_burst_of_claims_is_bound(box: Box, work: Workload) -> None:
+    """Times are printed, not judged: the machine may be busy."""
+    names = [f"burst-{number}" for number in range(BURST)]
+    started = time.monotonic()
+    box.apply(*(claim(name) for name in names), server_side=False)
+    applied = time.monotonic() - started
+    bound: dict[str, float] = {}
+
+    def all_bound() -> bool:
+        for item in box.get("pvc", "-n", "default")["items"]:
+            name = item["metadata"]["name"]
+            if item["status"].get("phase") == "Bound" and name in names:
+                bound.setdefault(name, time.monotonic() - started)
+        return len(bound) == BURST
+
+    try:
+        box.wait("all claims bound", all_bound, 240)
+        times = sorted(bound.values())
+        print(
+            f"burst of {BURST} claims, applied in {applied:.1f} s: first bound after {times[0]:.1f} s, half after "
+            f"{times[BURST // 2]:.1f} s, all bound after {times[-1]:.1f} s"
+        )
+        volumes = {item["spec"]["csi"]["volumeHandle"] for item in box.get("pv")["items"]}
+        assert len(volumes) >= BURST, "claims share a volume"
+    finally:
+        work.delete(*(f"pvc/{name}" for name in names))
+
+
+def test_claims_of_impossible_sizes(box: Box, work: Workload) -> None:
+    """Too small becomes the least size; too large stays unbound with an event that says what to do."""
+    box.apply(claim("tiny", "100Mi"), claim("huge", "500Ti"))
+    try:
+        box.wait("tiny claim bound", lambda: work.bound("tiny"), 60)
+        assert box.get("pvc", "tiny", "-n", "default")["status"]["capacity"]["storage"] == "1Gi"
+
+        def told() -> list[str]:
+            items = box.get("events", "-n", "default", "--field-selector", "involvedObject.name=huge")["items"]
+            return [item["message"] for item in items if item["reason"] == "ProvisioningFailed"]
+
+        box.wait("an event about the huge claim", told, 60)
+        assert "500 TiB" in told()[0], told()
+        print(told()[0])
+        assert not work.bound("huge")
+    finally:
+        work.delete("pvc/tiny", "pvc/huge")
 
 
 FAULTS = ("chunkserver", "mds", "csi-node", "volumehost", "data-process")

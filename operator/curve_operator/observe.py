@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from curve_operator import names
+from curve_operator import names, readiness
 from curve_operator.kube import Kube
 from curve_operator.mds_view import MdsConnection, look
 from curve_operator.observed import NO_MDS, MdsView, Observed, ready_replicas
@@ -35,6 +35,8 @@ async def observe(kube: Kube, mds: MdsConnection, settings: Settings, resource: 
     objects = {(item["kind"], item["metadata"]["name"]): item for group in groups for item in group}
     deleting = bool(resource["metadata"].get("deletionTimestamp"))
     view = await _mds(mds, settings, objects, want_names=deleting)
+    mds_pods = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == "mds"]
+    answers = await readiness.complaints(mds_pods, settings.mds.http_port)
     volumes: tuple[str, ...] = ()
     if deleting:
         cluster_id = view.cluster_id or str((resource.get("status") or {}).get("clusterId") or "")
@@ -46,6 +48,7 @@ async def observe(kube: Kube, mds: MdsConnection, settings: Settings, resource: 
         nodes=[node_of(item) for item in nodes],
         mds=view,
         persistent_volumes=volumes,
+        answers=answers,
     )
 
 

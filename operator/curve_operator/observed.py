@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -68,7 +68,8 @@ NO_MDS = MdsView(error="no MDS is ready yet")
 
 @dataclass(frozen=True)
 class Observed:
-    """objects: by (kind, name). volumes_in_use: PersistentVolumes of this cluster (deletion only)."""
+    """objects: by (kind, name). persistent_volumes: of this cluster (deletion only). answers: pod → why it is not
+    ready, as it says itself."""
 
     resource: Manifest
     objects: Mapping[tuple[str, str], Manifest]
@@ -76,6 +77,7 @@ class Observed:
     nodes: Sequence[Node] = ()
     mds: MdsView = NO_MDS
     persistent_volumes: tuple[str, ...] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def deleting(self) -> bool:

@@ -127,7 +127,12 @@ def _mds(settings: Settings, observed: Observed, plan: Plan, *, etcd_ok: bool, e
         gate="" if etcd_done else "etcd comes first",
         may_create="" if etcd_ok else "etcd to have a quorum before the MDS starts",
     )
-    _report_role(plan, observed, "MdsReady", "mds", "MDS", ready, settings.mds.count, ready > 0)
+    if not ready and settings.etcd.external and observed.answers:
+        endpoints = ", ".join(settings.etcd.external)
+        todo = f"if etcd at {endpoints} is not reachable, start it or correct spec.etcd.endpoints"
+    else:
+        todo = ""
+    _report_role(plan, observed, "MdsReady", "mds", "MDS", ready, settings.mds.count, ready > 0, todo)
     return ready > 0, done
 
 
@@ -243,7 +248,15 @@ def _created(observed: Observed) -> datetime:
 
 
 def _report_role(
-    plan: Plan, observed: Observed, type_: str, component: str, what: str, ready: int, wanted: int, good: bool
+    plan: Plan,
+    observed: Observed,
+    type_: str,
+    component: str,
+    what: str,
+    ready: int,
+    wanted: int,
+    good: bool,
+    todo: str = "",
 ) -> None:
     if ready >= wanted and good:
         plan.findings.append(Finding(type_, True, "AllReady", f"{ready}/{wanted} {what} ready"))
@@ -251,9 +264,10 @@ def _report_role(
     reasons = []
     for pod in observed.pods:
         if _component(pod) == component:
-            why = trouble(pod)
+            why = trouble(pod) or observed.answers.get(pod["metadata"]["name"], "")
             if why:
                 reasons.append(f"{pod['metadata']['name']}: {why}")
     text = f"{ready}/{wanted} {what} ready" + (f" ({'; '.join(reasons[:REASONS_SHOWN])})" if reasons else "")
+    text += f": {todo}" if todo else ""
     plan.wait(text)
     plan.findings.append(Finding(type_, good, "SomeReady" if good else "NotReady", text))

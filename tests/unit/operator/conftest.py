@@ -59,6 +59,7 @@ class World:
         self.pods: list[dict[str, Any]] = []
         self.mds: MdsView = NO_MDS
         self.volumes: tuple[str, ...] = ()
+        self.answers: dict[str, str] = {}
         self.pools_made: list[CreatePool] = []
         self._addresses = 0
 
@@ -67,7 +68,7 @@ class World:
         return interpret(self.resource, default_image=IMAGE)
 
     def observed(self) -> Observed:
-        return Observed(self.resource, self.objects, self.pods, self.nodes, self.mds, self.volumes)
+        return Observed(self.resource, self.objects, self.pods, self.nodes, self.mds, self.volumes, self.answers)
 
     def plan(self) -> Plan:
         return make_plan(self.settings, self.observed(), self.now)[0]
