@@ -27,6 +27,7 @@ from bench import block_jobs, tally
 from bench.goals import Goal, word_at_most
 from bench.rig import Rig, Say, progress, require, rig, workspace
 from curve_storage.cli.playground.processes import alive
+from curve_storage.consensus.config import RaftConfig
 from curve_storage.errors import CurveError
 from curve_storage.proto import mds_pb2
 from curve_storage.rpc.leader import MdsClient
@@ -123,8 +124,10 @@ def add_copysets(cluster: Rig, wanted: int, say: Say) -> int:
 
 
 def at_rest(cluster: Rig, say: Say, *, below: float = 1.5, patience: float = SETTLE) -> None:
-    """Until two spans of 5 s one after the other use nearly the same CPU: elections and creations are over."""
+    """Until idle groups have had the time to hibernate, and then two spans of 5 s one after the other use nearly the
+    same CPU: elections and creations are over."""
     deadline = time.monotonic() + patience
+    time.sleep(2 * RaftConfig().hibernate_after)
     last = cpu(cluster, 5.0)
     while time.monotonic() < deadline:
         now = cpu(cluster, 5.0)
