@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -115,7 +116,12 @@ def watching(box: Box, kind: str, condition: Callable[[Mapping[str, Any]], bool]
     watch = Watch(condition)
     argv = box.command("kubectl", "get", kind, "-n", DEFAULT, "-l", LABEL, "--watch", "-o", "json")
     process = subprocess.Popen(
-        argv, env=box.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False, bufsize=0
+        argv,
+        env={**os.environ, **box.environment()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=False,
+        bufsize=0,
     )
     assert process.stdout is not None
     out = process.stdout
