@@ -82,7 +82,7 @@ class ChunkServerConfig(ConfigModel):
     tls: TlsFiles | None = None
     keyring: Path | None = None
     heartbeat_interval: float = Field(default=1.0, gt=0)
-    full_report_every: int = Field(default=10, ge=1)
+    full_report_every: int = Field(default=60, ge=1, description="beats; between them changes alone are reported")
     election_timeout_ms: int = Field(default=1000, ge=50)
     max_inflight: int = Field(default=4096, ge=1)
     open_chunks: int = Field(default=1024, ge=16)

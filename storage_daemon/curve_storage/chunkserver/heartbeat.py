@@ -64,7 +64,7 @@ class Heartbeat:
         self._full_every = full_every
         self._beats = 0
         self._want_full = True
-        self._sent: dict[tuple[int, int], tuple[object, ...]] = {}
+        self._sent: dict[int, tuple[object, ...]] = {}  # group → what the MDS has acknowledged
         self._tasks: set[asyncio.Task[None]] = set()
         self.last_success: float | None = None
         self.problem = ""
@@ -84,7 +84,7 @@ class Heartbeat:
 
     async def beat(self) -> bool:
         """One exchange; False when the MDS did not take it."""
-        request, current = self._request()
+        request, signatures = self._request()
         try:
             reply = await self._mds.heartbeat.Report(request, timeout=max(3.0, 3 * self._interval))
         except CurveError as error:
@@ -98,7 +98,7 @@ class Heartbeat:
             self.problem = ""
         self.last_success = self._clock.monotonic()
         self._want_full = reply.want_full
-        self._sent = {(one.pool_id, one.copyset_id): reports.signature(one) for one in current}
+        self._sent = signatures
         if reply.retired and not self.retired:
             log.warning("the MDS has retired this chunkserver")
         self.retired = reply.retired
@@ -112,14 +112,17 @@ class Heartbeat:
                 log.warning("order not carried out", order=_Order.Kind.Name(order.kind), error=str(error))
         return True
 
-    def _request(self) -> tuple[mds_pb2.HeartbeatRequest, list[mds_pb2.CopysetReport]]:
-        current = [reports.report(status) for status in self._host.statuses()]
-        alive = {(one.pool_id, one.copyset_id) for one in current}
-        lost = [reports.damaged(group) for group in self._copysets.damaged]
-        current += [one for one in lost if (one.pool_id, one.copyset_id) not in alive]
-        gone = self._sent.keys() - {(one.pool_id, one.copyset_id) for one in current}
+    def _request(self) -> tuple[mds_pb2.HeartbeatRequest, dict[int, tuple[object, ...]]]:
+        statuses = self._host.statuses()
+        signatures = {status.group: reports.signature(status) for status in statuses}
+        damaged = [group for group in self._copysets.damaged if group not in signatures]
+        signatures.update(dict.fromkeys(damaged, reports.DAMAGED))
+        gone = self._sent.keys() - signatures.keys()
         full = self._want_full or bool(gone) or self._beats % self._full_every == 0
         self._beats += 1
+        known = {} if full else self._sent
+        news = [reports.report(one) for one in statuses if known.get(one.group) != signatures[one.group]]
+        news += [reports.damaged(group) for group in damaged if known.get(group) != reports.DAMAGED]
         state, message = self._disk.state()
         pool = self._pool.status()
         rates = self._statistics.rates(self._clock.monotonic())
@@ -128,7 +131,7 @@ class Heartbeat:
             secret=self._identity.secret,
             address=self._address,
             full=full,
-            copysets=current if full else reports.changed(current, self._sent),
+            copysets=news,
             disk=state,
             disk_message=message,
             capacity=pool.target * CHUNK_SIZE if pool.formatting else pool.total * CHUNK_SIZE,
@@ -140,7 +143,7 @@ class Heartbeat:
             write_bps=rates.write_bps,
             version=__version__,
         )
-        return request, current
+        return request, signatures
 
     def _carry_out(self, order: mds_pb2.CopysetOrder) -> None:
         group = group_id(order.pool_id, order.copyset_id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from curve_storage.consensus.api import GroupStatus, Membership, Role
 from curve_storage.errors import FailedPrecondition
 from curve_storage.proto import mds_pb2
@@ -39,19 +37,18 @@ def damaged(group: int) -> mds_pb2.CopysetReport:
     return mds_pb2.CopysetReport(pool_id=pool, copyset_id=copyset, corrupt=True)
 
 
-def signature(one: mds_pb2.CopysetReport) -> tuple[object, ...]:
-    """What makes a report worth sending: everything but the applied index."""
+def signature(status: GroupStatus) -> tuple[object, ...]:
+    """What makes a report worth sending: everything but the applied index. Cheap: made of every copyset at every
+    beat."""
+    membership = status.membership
     return (
-        one.leader, one.term, one.epoch, tuple(one.voters), tuple(one.learners), one.change, one.change_error,
-        one.corrupt,
+        status.role is Role.LEADER, status.term, membership.epoch, membership.voters, membership.learners,
+        status.change, status.change_error, status.corrupt,
     )  # fmt: skip
 
 
-def changed(
-    reports: list[mds_pb2.CopysetReport], sent: Mapping[tuple[int, int], tuple[object, ...]]
-) -> list[mds_pb2.CopysetReport]:
-    """Those that differ from what the MDS has acknowledged."""
-    return [one for one in reports if sent.get((one.pool_id, one.copyset_id)) != signature(one)]
+DAMAGED: tuple[object, ...] = ("damaged",)
+"""The signature of what cannot be loaded."""
 
 
 def founding_membership(order: mds_pb2.CopysetOrder) -> Membership:

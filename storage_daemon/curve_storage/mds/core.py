@@ -53,7 +53,6 @@ class Core:
     operators: Operators = field(init=False)
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set when a step has ended: the next may begin
     promising: dict[str, int] = field(default_factory=dict)  # poolset → bytes being created just now
-    _members: tuple[int, dict[int, list[int]]] = (-1, {})  # by pool, as of that placement version
     on_event: Callable[[str, dict[str, object]], None] = lambda event, fields: None
 
     def __post_init__(self) -> None:
@@ -85,13 +84,7 @@ class Core:
 
     def members_of_pool(self, pool: PoolRecord) -> list[int]:
         """Chunkservers that hold copysets of the pool."""
-        version = self.tables.placement_version
-        if self._members[0] != version:
-            members: dict[int, set[int]] = {}
-            for (pool_id, _), record in self.tables.copysets.items():
-                members.setdefault(pool_id, set()).update(record.members)
-            self._members = (version, {pool_id: sorted(found) for pool_id, found in members.items()})
-        return self._members[1].get(pool.id, [])
+        return sorted(self.tables.members_in.get(pool.id, ()))
 
     def reported(self, chunkserver: int) -> tuple[int, int]:
         """(capacity, used) in bytes: as last reported, else as stored."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from curve_storage.mds.core import Core
 from curve_storage.mds.monitor import Disk, Online
-from curve_storage.mds.picture import PENDING, RETIRED, view
+from curve_storage.mds.picture import PENDING, RETIRED, attention, view
 from curve_storage.mds.records import ChunkServerRecord
 from curve_storage.mds.schedulers import recover
 from curve_storage.units import format_size
@@ -50,10 +50,12 @@ def enumerate_some(items: list[str]) -> str:
 
 def counts(core: Core) -> CopysetCounts:
     now = core.clock.monotonic()
-    result = CopysetCounts(total=len(core.tables.copysets))
-    for record in core.tables.copysets.values():
-        result.available += core.monitor.available(record, now, patient=True)
-        result.healthy += core.monitor.healthy(record, now, core.tables.pools[record.pool].replicas)
+    total = len(core.tables.copysets)
+    result = CopysetCounts(total, total, total)
+    for key in attention(core.tables, core.monitor, now):
+        record = core.tables.copysets[key]
+        result.available -= not core.monitor.available(record, now, patient=True)
+        result.healthy -= not core.monitor.healthy(record, now, core.tables.pools[record.pool].replicas)
     return result
 
 
@@ -119,7 +121,8 @@ def _chunkservers(core: Core, in_use: list[ChunkServerRecord], now: float) -> It
 
 def _copysets(core: Core, now: float) -> Iterable[Reason]:
     waiting, unavailable, lost, creating = [], [], [], 0
-    for key, record in core.tables.copysets.items():
+    for key in sorted(attention(core.tables, core.monitor, now)):
+        record = core.tables.copysets[key]
         text = f"{key[0]}/{key[1]}"
         if not core.monitor.available(record, now, patient=True):
             if record.established:

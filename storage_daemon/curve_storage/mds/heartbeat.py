@@ -88,7 +88,7 @@ class Heartbeats:
         if state.full:
             self._membership_orders(chunkserver, answer)
         self._operator_orders(chunkserver, now, answer)
-        self._addresses(chunkserver, answer)
+        self._addresses(chunkserver, answer, full=full)
         return answer
 
     # ---- reports in
@@ -113,7 +113,7 @@ class Heartbeats:
             changed = msgspec.structs.replace(
                 changed, members=tuple(sorted(known.voters)), epoch=known.epoch, established=True
             )
-        elif not record.established and set(record.members) <= self._core.monitor.holders.get(key, set()):
+        elif not record.established and set(record.members).issubset(self._core.monitor.holders.get(key, ())):
             changed = msgspec.structs.replace(changed, established=True)
         return None if changed == record else changed
 
@@ -121,19 +121,25 @@ class Heartbeats:
 
     def _membership_orders(self, chunkserver: int, answer: Answer) -> None:
         core = self._core
-        mine = core.monitor.servers[chunkserver].replicas
-        for key in sorted(core.tables.copysets_of.get(chunkserver, ())):
-            record = core.tables.copysets[key]
-            if key not in mine and not record.established:
-                answer.orders.append(Order(OrderKind.CREATE, key, record.epoch, members=record.members))
-        for key, operator in core.operators.running.items():
-            if self._to_be_blank(operator, chunkserver) and key not in mine:
+        state = core.monitor.servers[chunkserver]
+        mine = state.replicas
+        wanted = core.tables.copysets_of.get(chunkserver, set())
+        versions = (core.tables.versions[chunkserver], state.version)
+        if state.in_order != versions:
+            for key in sorted(wanted - mine.keys()):
+                record = core.tables.copysets[key]
+                if not record.established:
+                    answer.orders.append(Order(OrderKind.CREATE, key, record.epoch, members=record.members))
+            for key in mine.keys() - wanted:
+                ghost = core.tables.copysets.get(key)
+                if ghost is not None and self._is_ghost(chunkserver, mine[key], ghost):
+                    answer.orders.append(Order(OrderKind.REMOVE_REPLICA, key, mine[key].epoch))
+            if mine.keys() == wanted:
+                state.in_order = versions  # nothing to look at until one of them changes
+        for key in core.operators.by_target.get(chunkserver, ()):
+            if self._to_be_blank(core.operators.running[key], chunkserver) and key not in mine:
                 record = core.tables.copysets[key]
                 answer.orders.append(Order(OrderKind.CREATE, key, record.epoch, members=record.members))
-        for key, replica in mine.items():
-            ghost = core.tables.copysets.get(key)
-            if ghost is not None and self._is_ghost(chunkserver, replica, ghost):
-                answer.orders.append(Order(OrderKind.REMOVE_REPLICA, key, replica.epoch))
 
     @staticmethod
     def _to_be_blank(operator: Operator, chunkserver: int) -> bool:
@@ -163,7 +169,8 @@ class Heartbeats:
 
     def _operator_orders(self, chunkserver: int, now: float, answer: Answer) -> None:
         core = self._core
-        for key in list(core.operators.running):
+        leads, running = core.monitor.servers[chunkserver].leads, core.operators.running
+        for key in sorted(running.keys() & leads) if running else ():
             report = core.monitor.leaders.get(key)
             if report is None or report.leader != chunkserver:
                 continue
@@ -174,7 +181,7 @@ class Heartbeats:
                 continue
             step = operator.step
             adds = step.kind in (StepKind.ADD_PEER, StepKind.CHANGE_PEER)
-            if adds and step.target not in core.monitor.holders.get(key, set()):
+            if adds and step.target not in core.monitor.holders.get(key, ()):
                 continue  # its empty replica is not there yet
             answer.orders.append(Order(_ORDER_OF[step.kind], key, operator.epoch, target=step.target, old=step.old))
 
@@ -186,18 +193,27 @@ class Heartbeats:
             {"copyset": step.copyset, "step": str(step), "scheduler": step.scheduler, "why": finished.why},
         )
 
-    def _addresses(self, chunkserver: int, answer: Answer) -> None:
+    def _addresses(self, chunkserver: int, answer: Answer, *, full: bool) -> None:
+        """Peers of its copysets: when it may not know them (a full report), and when they have changed. What a lost
+        reply should have said follows on the full report that a chunkserver sends then."""
         core = self._core
-        keys = set(core.tables.copysets_of.get(chunkserver, ())) | set(core.monitor.servers[chunkserver].replicas)
+        state = core.monitor.servers[chunkserver]
+        changing = core.operators.running.keys() & state.replicas.keys()
+        changing.update(core.operators.by_target.get(chunkserver, ()))
+        versions = (
+            core.tables.versions[chunkserver], state.version, core.tables.address_version, frozenset(changing)
+        )  # fmt: skip
+        if versions == state.addressed and not full:
+            return
+        state.addressed = versions
         peers: set[int] = set()
-        for key in keys:
+        for key in core.tables.copysets_of.get(chunkserver, set()) | state.replicas.keys():
             record = core.tables.copysets.get(key)
             if record is not None:
                 peers.update(record.members)
-        for key, operator in core.operators.running.items():
-            if key in keys or operator.step.target == chunkserver:
-                peers.update(core.tables.copysets[key].members)
-                peers.add(operator.step.target)
+        for key in changing:
+            peers.update(core.tables.copysets[key].members)
+            peers.add(core.operators.running[key].step.target)
         for peer in sorted(peers):
             address = core.tables.address_of(peer)
             if address:

@@ -9,10 +9,10 @@ from curve_storage.mds.core import Core
 from curve_storage.mds.heartbeat import Answer
 from curve_storage.mds.monitor import Beat, Disk, Replica
 from curve_storage.mds.operators import Change
-from curve_storage.mds.picture import RETIRED
+from curve_storage.mds.picture import RETIRED, attention
 from curve_storage.mds.records import RECYCLE_ID, ChunkServerRecord, CopysetRecord, Entry, PoolRecord, Segment
 from curve_storage.mds.sessions import Sessions
-from curve_storage.mds.state import CopysetKey
+from curve_storage.mds.state import CopysetKey, Tables
 from curve_storage.proto import mds_pb2 as pb
 from curve_storage.units import CHUNK_SIZE, SEGMENT_SIZE
 
@@ -79,7 +79,9 @@ def chunkserver(core: Core, record: ChunkServerRecord) -> pb.ChunkServer:
 
 def pool(core: Core, record: PoolRecord) -> pb.Pool:
     now = core.clock.monotonic()
-    copysets = [r for key, r in core.tables.copysets.items() if key[0] == record.id]
+    noticed = (key for key in attention(core.tables, core.monitor, now) if key[0] == record.id)
+    broken = sum(not core.monitor.healthy(core.tables.copysets[key], now, record.replicas) for key in noticed)
+    copysets = len(core.tables.pool_copysets.get(record.id, ()))
     used = sum(core.reported(member)[1] for member in core.members_of_pool(record))
     return pb.Pool(
         id=record.id,
@@ -87,12 +89,12 @@ def pool(core: Core, record: PoolRecord) -> pb.Pool:
         physical_pool=record.physical_pool,
         poolset=record.poolset,
         replicas=record.replicas,
-        copysets=len(copysets),
+        copysets=copysets,
         scatter_width=record.scatter_width,
         capacity=core.pool_capacity(record),
         allocated=core.tables.allocated_in(record.id),
         used=used // record.replicas,
-        copysets_healthy=sum(1 for r in copysets if core.monitor.healthy(r, now, record.replicas)),
+        copysets_healthy=copysets - broken,
     )
 
 
@@ -137,28 +139,32 @@ def beat(request: pb.HeartbeatRequest) -> Beat:
     )
 
 
-def replicas(request: pb.HeartbeatRequest) -> list[tuple[CopysetKey, Replica]]:
+_CHANGES = {change.value: change for change in Change}
+
+
+def replicas(request: pb.HeartbeatRequest, tables: Tables) -> list[tuple[CopysetKey, Replica]]:
+    """Voters as the metadata know them are not kept twice: there may be millions of replicas."""
+    found = []
     try:
-        return [
-            (
-                (report.pool_id, report.copyset_id),
-                Replica(
-                    leader=report.leader,
-                    term=report.term,
-                    epoch=report.epoch,
-                    voters=tuple(report.voters),
-                    learners=tuple(report.learners),
-                    applied=report.applied,
-                    change=Change(report.change),
-                    change_error=report.change_error,
-                    corrupt=report.corrupt,
-                ),
+        for report in request.copysets:
+            key = (report.pool_id, report.copyset_id)
+            record = tables.copysets.get(key)
+            voters = tuple(report.voters)
+            replica = Replica(
+                report.leader,
+                report.term,
+                report.epoch,
+                record.members if record is not None and record.members == voters else voters,
+                tuple(report.learners),
+                _CHANGES[report.change],
+                report.change_error,
+                report.corrupt,
             )
-            for report in request.copysets
-        ]
-    except ValueError as error:
+            found.append((key, replica))
+        return found
+    except KeyError as error:
         raise InvalidArgument(
-            f"the heartbeat cannot be read: {error}",
+            f"the heartbeat cannot be read: there is no change {error}",
             where=f"chunkserver {request.chunkserver_id}",
             todo="Run the same version of MDS and chunkserver",
         ) from error

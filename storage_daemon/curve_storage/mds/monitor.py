@@ -35,7 +35,6 @@ class Replica:
     epoch: int
     voters: tuple[int, ...]
     learners: tuple[int, ...] = ()
-    applied: int = 0
     change: Change = Change.NONE
     change_error: str = ""
     corrupt: bool = False
@@ -63,6 +62,10 @@ class ServerState:
     replicas: dict[CopysetKey, Replica] = field(default_factory=dict)
     missing: dict[CopysetKey, float] = field(default_factory=dict)  # since when full reports lack this copyset
     leads: set[CopysetKey] = field(default_factory=set)
+    corrupt: set[CopysetKey] = field(default_factory=set)
+    version: int = 0  # grows when a replica comes or goes
+    in_order: tuple[int, ...] = ()  # versions at which it had just the replicas it should have
+    addressed: tuple[object, ...] = ()  # versions of which it has been told the addresses
 
 
 @dataclass(slots=True)
@@ -79,7 +82,9 @@ class Monitor:
         self.started = started
         self.servers: dict[int, ServerState] = {}
         self.leaders: dict[CopysetKey, LeaderReport] = {}
-        self.holders: dict[CopysetKey, set[int]] = {}
+        self.holders: dict[CopysetKey, tuple[int, ...]] = {}
+        self.unled: set[CopysetKey] = set()  # reported by somebody, led by nobody
+        self.leadership_version = 0  # grows when a copyset gets another leader or loses its own
         self._leaderless: dict[CopysetKey, float] = {}  # since when the last leader is known to lead no more
 
     # ---- chunkservers
@@ -123,8 +128,16 @@ class Monitor:
     def report(self, chunkserver: int, key: CopysetKey, replica: Replica) -> None:
         """Takes in one replica's report; keeps who leads. The higher term wins, whoever reports last."""
         state = self.servers[chunkserver]
+        if key not in state.replicas:
+            state.version += 1
+            holders = self.holders.get(key, ())
+            if chunkserver not in holders:
+                self.holders[key] = (*holders, chunkserver)
         state.replicas[key] = replica
-        self.holders.setdefault(key, set()).add(chunkserver)
+        if replica.corrupt:
+            state.corrupt.add(key)
+        elif state.corrupt:
+            state.corrupt.discard(key)
         known = self.leaders.get(key)
         if replica.leader:
             if known is None or replica.term >= known.term:
@@ -139,9 +152,14 @@ class Monitor:
                     replica.change,
                     replica.change_error,
                 )
-                state.leads.add(key)
-                self._leaderless.pop(key, None)
-        elif known is not None and known.leader == chunkserver:
+                if known is None or known.leader != chunkserver:
+                    self.leadership_version += 1
+                    state.leads.add(key)
+                    self._leaderless.pop(key, None)
+                    self.unled.discard(key)
+        elif known is None:
+            self.unled.add(key)
+        elif known.leader == chunkserver:
             self._no_leader(key, state)
 
     def full_report(self, chunkserver: int, named: set[CopysetKey], expected: set[CopysetKey], now: float) -> None:
@@ -151,7 +169,9 @@ class Monitor:
         state.missing = {key: state.missing.get(key, now) for key in expected - named}
         for key in [k for k in state.replicas if k not in named]:
             del state.replicas[key]
-            self.holders[key].discard(chunkserver)
+            state.version += 1
+            state.corrupt.discard(key)
+            self.holders[key] = tuple(holder for holder in self.holders[key] if holder != chunkserver)
             state.leads.discard(key)
             known = self.leaders.get(key)
             if known is not None and known.leader == chunkserver:
@@ -159,6 +179,8 @@ class Monitor:
 
     def _no_leader(self, key: CopysetKey, former: ServerState) -> None:
         del self.leaders[key]
+        self.leadership_version += 1
+        self.unled.add(key)
         former.leads.discard(key)
         self._leaderless[key] = former.last
 

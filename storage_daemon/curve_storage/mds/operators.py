@@ -109,6 +109,7 @@ class Operators:
     change_timeout: float
     running: dict[CopysetKey, Operator] = field(default_factory=dict)
     cooling: dict[CopysetKey, float] = field(default_factory=dict)
+    by_target: dict[int, set[CopysetKey]] = field(default_factory=dict)
 
     def add(self, step: Step, epoch: int, *, now: float, wall: float) -> bool:
         """False when the copyset has one already or is cooling down."""
@@ -116,6 +117,7 @@ class Operators:
             return False
         limit = self.transfer_timeout if step.kind is StepKind.TRANSFER_LEADER else self.change_timeout
         self.running[step.copyset] = Operator(step, epoch, now, now + limit, wall)
+        self.by_target.setdefault(step.target, set()).add(step.copyset)
         return True
 
     def on_report(self, key: CopysetKey, report: LeaderReport, now: float) -> tuple[Operator | None, Finished | None]:
@@ -139,9 +141,13 @@ class Operators:
         return [self._finish(self.running[key], "failed", why, now) for key in keys if key in self.running]
 
     def _finish(self, operator: Operator, outcome: str, why: str, now: float) -> Finished:
-        del self.running[operator.step.copyset]
+        step = operator.step
+        del self.running[step.copyset]
+        self.by_target[step.target].discard(step.copyset)
+        if not self.by_target[step.target]:
+            del self.by_target[step.target]
         if outcome != "done":
-            self.cooling[operator.step.copyset] = now + COOL_DOWN
+            self.cooling[step.copyset] = now + COOL_DOWN
         return Finished(operator, outcome, why)
 
     def steps(self) -> dict[CopysetKey, Step]:

@@ -64,11 +64,9 @@ class Scheduling:
     def rapid_leader(self, pool: int) -> int:
         """Evens out the leaders of a pool (0: of all) at once; returns the number of moves begun."""
         picture = self._view()
-        if pool:
-            if pool not in self._core.tables.pools:
-                raise NotFound("no such pool", where=f"pool {pool}", todo="List them: curve pool list")
-            picture.groups = {key: group for key, group in picture.groups.items() if key[0] == pool}
-        steps = leaders.leaders(picture, len(picture.groups))
+        if pool and pool not in self._core.tables.pools:
+            raise NotFound("no such pool", where=f"pool {pool}", todo="List them: curve pool list")
+        steps = leaders.leaders(picture, len(picture.groups), pool)
         return sum(1 for step in steps if self._begin(step))
 
     def _begin(self, step: Step) -> bool:

@@ -15,6 +15,9 @@ from curve_storage.mds.sessions import Sessions
 from curve_storage.mds.state import CopysetKey
 from curve_storage.units import CHUNKS_PER_SEGMENT, SEGMENT_SIZE, format_size
 
+CONSIDERED = 256
+"""Copysets of a pool out of which a segment's are chosen, at random in larger pools."""
+
 
 class Segments:
     def __init__(self, core: Core, namespace: Namespace, sessions: Sessions, attachments: Attachments) -> None:
@@ -41,7 +44,7 @@ class Segments:
             if present is not None:
                 return present
             entry = await self._attachments.fence(entry, timeout)
-            pool, copysets = self._choose(entry)
+            pool, copysets = self.choose(entry)
             await self._fence_new(entry, sorted(set(copysets)), timeout)
             segment = Segment(
                 volume=volume,
@@ -95,22 +98,17 @@ class Segments:
                 raise Unavailable("this MDS cannot reach chunkservers", todo="Repeat the request")
             await self._core.fencer.fence(entry.id, entry.epoch, new, min(timeout, self._core.config.fence_timeout))
 
-    def _choose(self, entry: Entry) -> tuple[PoolRecord, list[CopysetKey]]:
+    def choose(self, entry: Entry) -> tuple[PoolRecord, list[CopysetKey]]:
         where = self._core.tables.path(entry)
         now = self._core.clock.monotonic()
         best: tuple[float, PoolRecord, dict[CopysetKey, float]] | None = None
         waiting: list[str] = []
         for pool in self._core.require_pools(entry.poolset):
-            free = self._free(pool)
-            weights: dict[CopysetKey, float] = {}
-            full = 0
-            for key, record in self._core.tables.copysets.items():
-                if key[0] != pool.id or not self._core.monitor.available(record, now):
-                    continue
-                if any(self._full(member) for member in record.members):
-                    full += 1
-                    continue
-                weights[key] = copyset_weight(free, record.members)
+            every = list(self._core.tables.pool_copysets.get(pool.id, ()))
+            some = every if len(every) <= CONSIDERED else self._core.rng.sample(every, CONSIDERED)
+            weights, full = self._weigh(some, now)
+            if not weights and len(some) < len(every):
+                weights, full = self._weigh(every, now)
             if not weights:
                 waiting.append(
                     f"every disk of pool {pool.name} is full"
@@ -118,7 +116,7 @@ class Segments:
                     else f"no copyset of pool {pool.name} has a leader"
                 )
                 continue
-            total = sum(weights.values())
+            total = sum(weights.values()) / len(some) * len(every)
             if best is None or total > best[0]:
                 best = (total, pool, weights)
         if best is None:
@@ -135,14 +133,29 @@ class Segments:
             )
         return best[1], self._allocator.choose(best[2], CHUNKS_PER_SEGMENT)
 
+    def _weigh(self, keys: list[CopysetKey], now: float) -> tuple[dict[CopysetKey, float], int]:
+        """Weights of those that can take chunks, and how many cannot because of a full disk."""
+        weights: dict[CopysetKey, float] = {}
+        free: dict[int, int] = {}
+        full = 0
+        for key in keys:
+            record = self._core.tables.copysets[key]
+            if not self._core.monitor.available(record, now):
+                continue
+            if any(self._full(member) for member in record.members):
+                full += 1
+                continue
+            for member in record.members:
+                if member not in free:
+                    free[member] = self._free(member)
+            weights[key] = copyset_weight(free, record.members)
+        return weights, full
+
     def _full(self, chunkserver: int) -> bool:
         state = self._core.monitor.servers.get(chunkserver)
         return state is not None and state.beat.disk in (Disk.FULL, Disk.ERROR)
 
-    def _free(self, pool: PoolRecord) -> dict[int, int]:
-        """Bytes left per chunkserver; space given to volumes counts as used before it is written."""
-        free = {}
-        for member in self._core.members_of_pool(pool):
-            total, used = self._core.reported(member)
-            free[member] = max(0, total - max(used, self._core.tables.allocated_on(member)))
-        return free
+    def _free(self, chunkserver: int) -> int:
+        """Bytes left; space given to volumes counts as used before it is written."""
+        total, used = self._core.reported(chunkserver)
+        return max(0, total - max(used, self._core.tables.allocated_on(chunkserver)))

@@ -315,7 +315,7 @@ class HeartbeatService(_Service, rpc.HeartbeatServicer):
                 address=request.address,
                 full=request.full,
                 beat=messages.beat(request),
-                replicas=messages.replicas(request),
+                replicas=messages.replicas(request, term.core.tables),
             )
         )
         return messages.answer(given, term.cleaner.removed)

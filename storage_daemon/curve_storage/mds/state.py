@@ -56,10 +56,19 @@ class Tables:
     cluster: ClusterRecord | None = None
     schedulers: dict[str, bool] = field(default_factory=dict)
     chunks_in: Tally[CopysetKey] = field(default_factory=Tally)
+    chunks_on: Tally[int] = field(default_factory=Tally)  # by chunkserver
+    members_in: dict[int, Tally[int]] = field(default_factory=dict)  # pool → its chunkservers → their copysets of it
+    pool_copysets: dict[int, dict[CopysetKey, None]] = field(default_factory=dict)
+    unsized: set[CopysetKey] = field(default_factory=set)  # with more or fewer members than the pool's replicas
+    fresh: set[CopysetKey] = field(default_factory=set)  # not established
     volume_copysets: dict[int, Tally[CopysetKey]] = field(default_factory=dict)
     pool_segments: Tally[int] = field(default_factory=Tally)
     live_bytes: Tally[str] = field(default_factory=Tally)  # poolset → sizes of volumes outside the recycle bin
-    placement_version: int = 0  # grows when members or addresses change
+    placement_version: int = 0  # grows when members of copysets change
+    address_version: int = 0  # grows when the address of a chunkserver changes
+    versions: Tally[int] = field(
+        default_factory=Tally
+    )  # by chunkserver: grows when one of its copysets changes members
 
     def find(self, record: Record) -> Record | None:
         match record:
@@ -78,6 +87,9 @@ class Tables:
         return None
 
     def put(self, record: Record) -> None:
+        if isinstance(record, CopysetRecord):
+            self._put_copyset(record)
+            return
         old = self.find(record)
         if old is not None:
             self.remove(old)
@@ -94,6 +106,7 @@ class Tables:
                 for copyset in record.copyset_ids():
                     tally[record.pool, copyset] += 1
                     self.chunks_in[record.pool, copyset] += 1
+                self._count_chunks(record, 1)
             case Freed():
                 self.freed[record.volume, record.first_chunk] = record
             case Session():
@@ -101,14 +114,12 @@ class Tables:
             case ChunkServerRecord():
                 self.chunkservers[record.id] = record
                 self.by_uuid[record.uuid] = record.id
-                self.placement_version += 1
+                if not isinstance(old, ChunkServerRecord) or old.address != record.address:
+                    self.address_version += 1
             case PoolRecord():
                 self.pools[record.id] = record
-            case CopysetRecord():
-                self.copysets[record.pool, record.id] = record
-                for member in record.members:
-                    self.copysets_of.setdefault(member, set()).add((record.pool, record.id))
-                self.placement_version += 1
+                for key in self.pool_copysets.get(record.id, ()):
+                    self._check_size(key, record.replicas)
             case Counter():
                 self.counters[record.name] = record.reserved
             case ClusterRecord():
@@ -136,6 +147,7 @@ class Tables:
                         counts[record.pool, copyset] -= 1
                         if not counts[record.pool, copyset]:
                             del counts[record.pool, copyset]
+                self._count_chunks(record, -1)
                 if not mine:
                     del self.segments[record.volume], self.volume_copysets[record.volume]
             case Freed():
@@ -148,12 +160,55 @@ class Tables:
             case ChunkServerRecord():
                 del self.chunkservers[record.id]
                 del self.by_uuid[record.uuid]
-                self.placement_version += 1
+                self.address_version += 1
             case CopysetRecord():
-                del self.copysets[record.pool, record.id]
-                for member in record.members:
-                    self.copysets_of[member].discard((record.pool, record.id))
-                self.placement_version += 1
+                key = (record.pool, record.id)
+                self._move(key, record.members, ())
+                del self.copysets[key], self.pool_copysets[record.pool][key]
+                self.unsized.discard(key)
+                self.fresh.discard(key)
+
+    def _put_copyset(self, record: CopysetRecord) -> None:
+        """Most changes are of the epoch alone: the indices by member are left as they are then."""
+        key = (record.pool, record.id)
+        old = self.copysets.get(key)
+        self.copysets[key] = record
+        if old is None:
+            self.pool_copysets.setdefault(record.pool, {})[key] = None
+        before = old.members if old is not None else ()
+        if before != record.members:
+            self._move(key, before, record.members)
+        pool = self.pools.get(record.pool)
+        if pool is not None:
+            self._check_size(key, pool.replicas)
+        (self.fresh.discard if record.established else self.fresh.add)(key)
+
+    def _move(self, key: CopysetKey, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        chunks, pool = self.chunks_in.get(key, 0), self.members_in.setdefault(key[0], Tally())
+        for member in before:
+            if member not in after:
+                self.copysets_of[member].discard(key)
+                self.chunks_on[member] -= chunks
+                pool[member] -= 1
+                if not pool[member]:
+                    del pool[member]
+            self.versions[member] += 1
+        for member in after:
+            if member not in before:
+                self.copysets_of.setdefault(member, set()).add(key)
+                self.chunks_on[member] += chunks
+                pool[member] += 1
+            self.versions[member] += 1
+        self.placement_version += 1
+
+    def _count_chunks(self, segment: Segment, each: int) -> None:
+        for copyset in segment.copyset_ids():
+            record = self.copysets.get((segment.pool, copyset))
+            for member in record.members if record is not None else ():
+                self.chunks_on[member] += each
+
+    def _check_size(self, key: CopysetKey, replicas: int) -> None:
+        (self.unsized.discard if len(self.copysets[key].members) == replicas else self.unsized.add)(key)
 
     # ---- questions asked everywhere
 
@@ -178,7 +233,7 @@ class Tables:
 
     def allocated_on(self, chunkserver: int) -> int:
         """Bytes of chunks given to volumes on one chunkserver, written or not."""
-        return sum(self.chunks_in[key] for key in self.copysets_of.get(chunkserver, ())) * CHUNK_SIZE
+        return self.chunks_on[chunkserver] * CHUNK_SIZE
 
     def recycled(self) -> list[Entry]:
         return [self.entries[i] for i in self.children.get(RECYCLE_ID, {}).values()]

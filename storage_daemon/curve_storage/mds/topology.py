@@ -188,6 +188,8 @@ class Topology:
     async def learn(self, record: ChunkServerRecord, *, address: str, capacity: int, version: str) -> ChunkServerRecord:
         """Keeps what a heartbeat says and a later leader needs before the first heartbeat reaches it."""
         grown = abs(capacity - record.capacity) * 50 > record.capacity if capacity else False
+        if record.confirmed and not grown and address in ("", record.address) and version in ("", record.version):
+            return record
         changed = msgspec.structs.replace(
             record,
             confirmed=True,
@@ -195,8 +197,6 @@ class Topology:
             capacity=capacity if grown else record.capacity,
             version=version or record.version,
         )
-        if changed == record:
-            return record
         async with self._core.topology:
             present = self._core.tables.chunkservers[record.id]
             changed = msgspec.structs.replace(

@@ -11,7 +11,9 @@ NAME = "copyset"
 
 def drain(view: View) -> list[Step]:
     steps: list[Step] = []
-    for group in list(view.idle_groups()):
+    for group in view.noticed():
+        if not view.idle(group):
+            continue
         for member in group.members:
             if member in view.nodes and view.nodes[member].draining and view.has_quorum(group):
                 target = view.target_for(group, [m for m in group.members if m != member])
@@ -29,22 +31,16 @@ def balance(view: View, tolerance: float) -> list[Step]:
     """
     steps: list[Step] = []
     pools = {node.physical_pool for node in view.nodes.values()}
+    noticed = view.noticed()
     for pool in sorted(pools):
         nodes = [n for n in view.nodes.values() if n.physical_pool == pool and n.takes_replicas]
-        groups = [g for g in view.groups.values() if g.physical_pool == pool]
-        if len(nodes) < 2 or not all(_whole(view, g) for g in groups):
-            continue
-        steps += _balance_pool(view, nodes, groups, tolerance)
+        if len(nodes) >= 2 and all(_whole(view, g) for g in noticed if g.physical_pool == pool):
+            steps += _balance_pool(view, nodes, tolerance)
     return steps
 
 
-def _balance_pool(view: View, nodes: list[Node], groups: Sequence[Group], tolerance: float) -> list[Step]:
+def _balance_pool(view: View, nodes: list[Node], tolerance: float) -> list[Step]:
     spread = max(1.0, tolerance * sum(view.load[n.id] for n in nodes) / len(nodes))
-    on: dict[int, list[Group]] = {}
-    for group in groups:
-        if group.leader and not group.changing and group.key not in view.steps:
-            for member in group.members:
-                on.setdefault(member, []).append(group)
     emptiest: dict[str, int] = {}
     for node in nodes:
         emptiest[node.zone] = min(emptiest.get(node.zone, view.load[node.id]), view.load[node.id])
@@ -53,29 +49,28 @@ def _balance_pool(view: View, nodes: list[Node], groups: Sequence[Group], tolera
     for source in sorted(nodes, key=lambda n: (-view.load[n.id], n.id)):
         if source.id in leaving:
             continue
-        least = min(view.load[n.id] for n in nodes)
-        if view.load[source.id] - least <= spread:
-            break
-        step = _move(view, source, on.get(source.id, ()), spread, emptiest)
+        least = view.places(source.physical_pool).least()
+        if least is None or view.load[source.id] - least <= spread:
+            break  # the rest is as even as it need be, or waits for a chunkserver that can take more
+        step = _move(view, source, spread, emptiest, least)
         if step is not None:
             steps.append(view.take(step))
             leaving.add(source.id)
     return steps
 
 
-def _move(view: View, source: Node, groups: Sequence[Group], spread: float, emptiest: Mapping[str, int]) -> Step | None:
+def _move(view: View, source: Node, spread: float, emptiest: Mapping[str, int], least: int) -> Step | None:
     """The move to the emptiest chunkserver reachable; copysets led by the source go last. emptiest: the least load of a
-    chunkserver per zone at the beginning of the round, to pass quickly over zones that offer nothing."""
+    chunkserver per zone at the beginning of the round, to pass quickly over zones that offer nothing; least: the load
+    of the emptiest that can take a replica."""
     best: tuple[int, bool, Group, int] | None = None
     floor = view.load[source.id] - spread  # a target must be below this to be worth a move
-    for group in groups:
-        if group.key in view.steps:
+    for group in view.groups_on(source.id):
+        if not view.idle(group) or group.physical_pool != source.physical_pool:
             continue
         remaining = [m for m in group.members if m != source.id]
         used = {view.nodes[m].zone for m in remaining if m in view.nodes}
-        if not any(
-            least < floor for zone, least in emptiest.items() if zone not in used or group.zones < group.replicas
-        ):
+        if not any(load < floor for zone, load in emptiest.items() if zone not in used or group.zones < group.replicas):
             continue
         target = view.target_for(group, remaining, below=int(-(-floor // 1)))
         if not target or not _keeps_zones(view, group, source, remaining, target):
@@ -83,6 +78,8 @@ def _move(view: View, source: Node, groups: Sequence[Group], spread: float, empt
         rank = (view.load[target], group.leader == source.id)
         if best is None or rank < best[:2]:
             best = (*rank, group, target)
+            if rank == (least, False):
+                break  # none can be better
     if best is None:
         return None
     return _replace(view, best[2], source.id, best[3], "evens out the copysets")

@@ -9,41 +9,51 @@ moves nothing when it is reached.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from curve_storage.mds.view import Group, Step, StepKind, View
 
 NAME = "leader"
 
 
-def leaders(view: View, limit: int) -> list[Step]:
-    """At most `limit` moves under way per pool."""
+def leaders(view: View, limit: int, pool: int = 0) -> list[Step]:
+    """At most `limit` moves under way per pool. pool: only this one."""
+    assert view.led is not None
+    counts: dict[int, dict[int, int]] = {}
+    for node, keys in view.led.items():
+        if node in view.nodes and view.nodes[node].online:
+            for number, _ in keys:
+                count = counts.setdefault(number, {})
+                count[node] = count.get(node, 0) + 1
+    running: dict[int, int] = {}
+    for step in view.steps.values():
+        if step.kind is StepKind.TRANSFER_LEADER and step.copyset in view.groups:
+            count = counts.setdefault(step.copyset[0], {})
+            running[step.copyset[0]] = running.get(step.copyset[0], 0) + 1
+            former = view.groups[step.copyset].leader
+            if former:
+                count[former] -= 1
+            count[step.target] = count.get(step.target, 0) + 1
+    _idle_nodes(view, counts)
     steps: list[Step] = []
-    pools: dict[int, list[Group]] = {}
-    for group in view.groups.values():
-        pools.setdefault(group.key[0], []).append(group)
-    for pool, groups in sorted(pools.items()):
-        running = sum(
-            1 for step in view.steps.values() if step.copyset[0] == pool and step.kind is StepKind.TRANSFER_LEADER
-        )
-        steps += _even_out(view, groups, limit - running)
+    for number, count in sorted(counts.items()):
+        if pool in (0, number):
+            steps += _even_out(view, number, count, limit - running.get(number, 0))
     return steps
 
 
-def _even_out(view: View, groups: Sequence[Group], limit: int) -> list[Step]:
-    count: dict[int, int] = {}
-    led: dict[int, dict[tuple[int, int], Group]] = {}
-    for group in groups:
-        for member in group.members:
-            if _can_lead(view, group, member):
-                count.setdefault(member, 0)
-        step = view.steps.get(group.key)
-        moving = step is not None and step.kind is StepKind.TRANSFER_LEADER
-        leader = step.target if step is not None and moving else group.leader
-        if leader:
-            count[leader] = count.get(leader, 0) + 1
-        if group.leader and step is None and not group.changing:
-            led.setdefault(group.leader, {})[group.key] = group
+def _idle_nodes(view: View, counts: dict[int, dict[int, int]]) -> None:
+    """Counts 0 for chunkservers that lead none of a pool's copysets and could."""
+    assert view.on is not None
+    for node, keys in view.on.items():
+        if _wanted(view, node) and view.nodes[node].settled:
+            missing = [pool for pool, count in counts.items() if node not in count]
+            if missing and keys:
+                for pool in {key[0] for key in keys}.intersection(missing):
+                    counts[pool][node] = 0
+
+
+def _even_out(view: View, pool: int, count: dict[int, int], limit: int) -> list[Step]:
     steps: list[Step] = []
     exhausted: set[int] = set()
     while len(steps) < limit:
@@ -51,13 +61,18 @@ def _even_out(view: View, groups: Sequence[Group], limit: int) -> list[Step]:
         if not sources:
             break
         # A chunkserver that is drained or whose disk is failing gives its leaders away whatever the counts.
-        source = max(sources, key=lambda n: (not _wanted(view, n) and bool(led.get(n)), count[n], -n))
-        chain = _chain(view, led, count, source)
-        if not chain or len(steps) + len(chain) > max(limit, len(chain) if not steps else 0):
+        source = max(sources, key=lambda n: (not _wanted(view, n) and count[n] > 0, count[n], -n))
+        if _wanted(view, source) and count[source] - min(count.values()) < 2:
+            break  # and so it is for those that lead no more than this one
+        chain, reached = _chain(view, pool, count, source)
+        if not chain:
+            # Whoever is reached from here leads to nobody else, and has no more to give away.
+            exhausted.update(n for n in reached if n == source or (_wanted(view, n) and count[n] <= count[source]))
+            continue
+        if len(steps) + len(chain) > max(limit, len(chain) if not steps else 0):
             exhausted.add(source)
             continue
-        for group, here, there in chain:
-            del led[here][group.key]
+        for group, _, there in chain:
             steps.append(view.take(Step(group.key, StepKind.TRANSFER_LEADER, there, scheduler=NAME, why="evens out")))
         count[source] -= 1
         count[chain[-1][2]] += 1
@@ -65,9 +80,10 @@ def _even_out(view: View, groups: Sequence[Group], limit: int) -> list[Step]:
 
 
 def _chain(
-    view: View, led: dict[int, dict[tuple[int, int], Group]], count: dict[int, int], source: int
-) -> list[tuple[Group, int, int]]:
-    """The shortest chain of moves (group, from, to) from `source` to a node with two leaders less; empty when none."""
+    view: View, pool: int, count: dict[int, int], source: int
+) -> tuple[list[tuple[Group, int, int]], Iterable[int]]:
+    """The shortest chain of moves (group, from, to) from `source` to a node with two leaders less, empty when there is
+    none; and who was reached."""
     forced = not _wanted(view, source)
     goal = count[source] - 2
     came: dict[int, tuple[Group, int]] = {}
@@ -75,7 +91,7 @@ def _chain(
     while queue:
         here = queue.popleft()
         neighbours = sorted(
-            ((count[m], m, group) for group in led.get(here, {}).values() for m in group.members
+            ((count[m], m, group) for group in _movable(view, pool, here) for m in group.members
              if m != here and m != source and m not in came and _can_lead(view, group, m)),
             key=lambda item: item[:2],
         )  # fmt: skip
@@ -89,9 +105,13 @@ def _chain(
                     via, previous = came[node]
                     chain.append((via, previous, node))
                     node = previous
-                return list(reversed(chain))
+                return list(reversed(chain)), ()
             queue.append(node)
-    return []
+    return [], (source, *came)
+
+
+def _movable(view: View, pool: int, node: int) -> Iterable[Group]:
+    return (g for g in view.groups_led(node) if g.key[0] == pool and g.leader == node and view.idle(g))
 
 
 def _wanted(view: View, node: int) -> bool:

@@ -33,7 +33,7 @@ def recover(view: View) -> list[Step]:
 
 
 def _damaged(view: View) -> list[Group]:
-    return [g for g in view.idle_groups() if any(_dead(view, g, m) for m in g.members)]
+    return [g for g in view.noticed() if view.idle(g) and any(_dead(view, g, m) for m in g.members)]
 
 
 def _dead(view: View, group: Group, member: int) -> bool:
@@ -44,7 +44,8 @@ def _dead(view: View, group: Group, member: int) -> bool:
 def stuck(view: View) -> list[Group]:
     """Damaged copysets that no chunkserver can take, for the health report."""
     found = []
-    free = View(view.nodes, view.groups, per_node=1 << 30)  # a chunkserver that is only busy is not missing
+    # A chunkserver that is only busy is not missing.
+    free = View(view.nodes, view.groups, per_node=1 << 30, on=view.on, led=view.led, attention=view.attention)
     for group in _damaged(view):
         dead = next(m for m in group.members if _dead(view, group, m))
         remaining = [m for m in group.members if m != dead]

@@ -9,7 +9,9 @@ NAME = "replica"
 
 def replica(view: View) -> list[Step]:
     steps: list[Step] = []
-    for group in list(view.idle_groups()):
+    for group in view.noticed():
+        if not view.idle(group):
+            continue
         if len(group.members) < group.replicas and view.has_quorum(group):
             target = view.target_for(group, group.members)
             if target:
