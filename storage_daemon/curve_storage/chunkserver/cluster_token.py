@@ -7,6 +7,7 @@ from curve_storage.wire.token import CLUSTER_SCOPE, Keyring
 
 _VALID = 3600.0
 _RENEW = 600.0
+_SKEW = 60.0
 
 
 class ClusterToken:
@@ -17,13 +18,15 @@ class ClusterToken:
         self._clock = clock
         self._token = b""
         self._key = ""
-        self._renew_at = 0.0
+        self._signed = 0.0
 
     def __call__(self) -> bytes:
-        now = self._clock.monotonic()
+        now = self._clock.wall()
         self._keyring.refresh()
-        if not self._token or now >= self._renew_at or self._keyring.active != self._key:
+        # By the time of day, as its expiry: a token signed while the clock was wrong goes as soon as it is set right.
+        fresh = self._signed - _SKEW <= now < self._signed + _RENEW
+        if not self._token or not fresh or self._keyring.active != self._key:
             self._key = self._keyring.active
-            self._token = self._keyring.sign(CLUSTER_SCOPE, epoch=0, rights="rw", expires=self._clock.wall() + _VALID)
-            self._renew_at = now + _RENEW
+            self._token = self._keyring.sign(CLUSTER_SCOPE, epoch=0, rights="rw", expires=now + _VALID)
+            self._signed = now
         return self._token

@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from curve_storage import twin_file
-from curve_storage.chunkserver import identity
+from curve_storage.chunkserver import copyset_meta, identity
 from curve_storage.chunkserver.addresses import AddressBook
 from curve_storage.chunkserver.atomic_file import seal, unseal, write_atomic
 from curve_storage.chunkserver.cluster_token import ClusterToken
 from curve_storage.chunkserver.config import ChunkServerConfig
 from curve_storage.clock import ManualClock
 from curve_storage.config import load
-from curve_storage.errors import ConfigError, Corruption, FailedPrecondition, InUse
+from curve_storage.errors import ConfigError, Corruption, FailedPrecondition, InUse, Unauthenticated
 from curve_storage.units import MiB
 from curve_storage.wire.token import Keyring, TokenVerifier
 
@@ -59,7 +59,10 @@ def test_a_damaged_identity_is_not_believed(tmp_path: Path) -> None:
         identity.load(tmp_path)
 
 
-def test_any_flipped_bit_of_the_identity_is_repaired_from_its_copy(tmp_path: Path) -> None:
+def test_any_flipped_bit_of_the_identity_is_repaired_from_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # thousands of files
     mine = identity.Identity("uuid", 7, "secret", "cluster")
     identity.save(tmp_path, mine)
     path = tmp_path / identity.FILE
@@ -173,3 +176,38 @@ def test_an_address_leads_to_the_node_that_has_it_now(tmp_path: Path) -> None:
     book.update({5: "a:8200"})
     assert book.address(1) is None and book.address(5) == "a:8200" and book.address(2) == "b:8200"
     assert AddressBook(tmp_path / "addresses.json").address(1) is None
+
+
+def test_any_flipped_bit_of_a_checkpoint_file_is_refused() -> None:
+    meta = copyset_meta.CopysetMeta(group=7, index=9, term=3, chunks=[1, 2, 1 << 40], hollow=[3])
+    good = copyset_meta.encode(meta)
+    assert copyset_meta.decode(good, where="here") == meta
+    for bit in range(8 * len(good)):
+        rotten = bytearray(good)
+        rotten[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(Corruption) as raised:
+            copyset_meta.decode(bytes(rotten), where="here")
+        assert raised.value.where == "here" and raised.value.todo
+
+
+def test_a_cluster_token_signed_while_the_clock_was_wrong_is_replaced() -> None:
+    """It would be refused by everybody, and the chunkserver be mute, until its renewal."""
+    keyring = Keyring.generate()
+
+    class Wrong(ManualClock):
+        ahead = -5000.0
+
+        def wall(self) -> float:
+            return super().wall() + self.ahead
+
+    clock, right = Wrong(), ManualClock()
+    token, verifier = ClusterToken(keyring, clock), TokenVerifier(keyring, right)
+    with pytest.raises(Unauthenticated):
+        verifier.verify(token())
+    clock.ahead = 0.0
+    assert verifier.verify(token()).cluster
+    assert token() is token()
+    clock.ahead = 5000.0
+    token()
+    clock.ahead = 0.0
+    assert verifier.verify(token()).expires < right.wall() + 3700
