@@ -25,7 +25,8 @@ class Faults:
         self.rotten = rng.choice(world.chunkservers)
         self.network = world.network
         self.network.jitter = rng.choice((0.0, 0.02, 0.2))
-        self.network.duplicates = rng.choice((0.0, 0.05))
+        self.network.duplicates = rng.choice((0.0, 0.05, 0.3))
+        self.lull_until = 0.0
         self.gentle = rng.random() < 0.15
         """Few crashes: long stretches in which everything else is under load."""
         everything: dict[str, tuple[int, Callable[[], None]]] = {
@@ -53,7 +54,7 @@ class Faults:
         if self.world.calm:
             return
         self.start()
-        if not self.director.ready:
+        if not self.director.ready or self.world.scheduler.time < self.lull_until:
             return
         name = self.rng.choices(self.names, self.weights)[0]
         if self.gentle and name in ("crash", "crash in the middle", "power", "pause") and self.rng.random() < 0.8:
@@ -206,21 +207,31 @@ class Faults:
         self.world.note("fault", f"a bit of {machine.process.name} {name} at {position} flips")
 
     def lose_disk(self) -> None:
-        """A chunkserver's disk is gone for good; a new, empty one takes its place after a while."""
-        term = self.world.term()
-        if term is None or self.world.calm:
+        """A chunkserver's disk is gone for good; a new, empty one takes its place after a while. Before that, other
+        faults pause until all copies are there: the loss of one is survived, not of two."""
+        if self.lull_until > self.world.scheduler.time:
             return
-        counts = health.counts(term.core)
-        machine: StorageMachine = self.rng.choice(self.world.chunkservers)
-        if counts.healthy < counts.total or counts.total == 0 or not machine.process.alive:
+        self.lull_until = self.world.scheduler.time + 15.0
+        self.heal()
+        self._lose_when_whole()
+
+    def _lose_when_whole(self) -> None:
+        world, scheduler = self.world, self.world.scheduler
+        term = world.term()
+        if world.calm or scheduler.time > self.lull_until:
             return
-        if not replicas_are_whole(self.world):
+        counts = health.counts(term.core) if term is not None else None
+        machine: StorageMachine = self.rng.choice(world.chunkservers)
+        whole = counts is not None and counts.total and counts.healthy == counts.total
+        if not whole or not machine.process.alive or not replicas_are_whole(world):
+            scheduler.later(0.1, self._lose_when_whole)
             return
-        self.world.note("fault", f"{machine.process.name} loses its disk")
-        self.world.counts["disks lost"] += 1
-        self.world.kill(machine.process, power=True)
+        self.lull_until = 0.0
+        world.note("fault", f"{machine.process.name} loses its disk")
+        world.counts["disks lost"] += 1
+        world.kill(machine.process, power=True)
         machine.format()
-        self.world.scheduler.later(self.rng.uniform(1.0, 12.0), lambda: self.restart(machine.process))
+        scheduler.later(self.rng.uniform(1.0, 12.0), lambda: self.restart(machine.process))
 
 
 def replicas_are_whole(world: World) -> bool:
