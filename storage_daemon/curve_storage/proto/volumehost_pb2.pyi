@@ -112,6 +112,7 @@ class Attachment(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.int
     path: _builtins.str
     epoch: _builtins.int
@@ -130,6 +131,10 @@ class Attachment(_message.Message):
     health: Global___Health.ValueType
     message: _builtins.str
     """why it is not HEALTHY"""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """protections it has to do without, and why; it works all the same"""
+
     def __init__(
         self,
         *,
@@ -147,10 +152,11 @@ class Attachment(_message.Message):
         version: _builtins.str = ...,
         health: Global___Health.ValueType = ...,
         message: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backing_file", b"backing_file", "device", b"device", "epoch", b"epoch", "health", b"health", "message", b"message", "nbd_socket", b"nbd_socket", "path", b"path", "pid", b"pid", "read_only", b"read_only", "size", b"size", "takeovers", b"takeovers", "version", b"version", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backing_file", b"backing_file", "device", b"device", "epoch", b"epoch", "health", b"health", "message", b"message", "nbd_socket", b"nbd_socket", "path", b"path", "pid", b"pid", "read_only", b"read_only", "size", b"size", "takeovers", b"takeovers", "version", b"version", "volume_id", b"volume_id", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

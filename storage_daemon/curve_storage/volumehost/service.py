@@ -114,6 +114,7 @@ class VolumeHostService(volumehost_pb2_grpc.VolumeHostServicer):
             version=str(report.get("version", "")),
             health=_HEALTH[condition],
             message=message,
+            warnings=report.get("unprotected", ()),
         )
         if state.backend is Backend.NBD:
             described.nbd_socket = str(attachment.nbd_socket)

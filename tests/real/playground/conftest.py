@@ -44,11 +44,12 @@ def own_mounts() -> None:
 
 
 @pytest.fixture(scope="module")
-def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
-    """Running when the test begins (one without root has no volume host), gone without a trace afterwards."""
+def playground(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Playground]:
+    """Running when the test begins (one without root has no volume host), gone without a trace afterwards.
+    POOL_SIZE of the module: bytes per chunkserver."""
     directory = tmp_path_factory.mktemp("pg", numbered=True)
     shared = Playground(directory, lambda text: print(text, flush=True))
-    options = PlaygroundOptions(pool_size=5 * GiB)
+    options = PlaygroundOptions(pool_size=getattr(request.module, "POOL_SIZE", 5 * GiB))
     try:
         asyncio.run(shared.up(options, timeout=UP_TIMEOUT))
         yield shared

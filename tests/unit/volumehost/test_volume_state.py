@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_damaged_state_is_named(tmp_path: Path, data: bytes) -> None:
     assert raised.value.where.endswith("7/state.json") and raised.value.todo
 
 
-def test_any_flipped_bit_of_a_state_is_repaired_from_its_copy(tmp_path: Path) -> None:
+def test_any_flipped_bit_of_a_state_is_repaired_from_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # thousands of files
     store = StateStore(tmp_path)
     store.save(STATE)
     path = tmp_path / "7" / "state.json"
