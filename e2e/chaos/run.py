@@ -16,7 +16,7 @@ from e2e.chaos.workloads import RESILIENT, VOLUMES, Workloads
 from e2e.chaos.world import CHUNKSERVERS, World
 
 _HEALTHY = 240.0
-_QUIET = 180.0  # for what is under way when the loads are told to end
+_QUIET = 400.0  # for what is under way when the loads are told to end
 _WARM = 60.0
 _PATIENCE = 60.0  # for followers to apply what they have
 
