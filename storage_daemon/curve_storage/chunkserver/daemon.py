@@ -120,6 +120,7 @@ class ChunkServer:
             tls=config.tls,
             max_inflight=config.max_inflight,
         )
+        self.server.not_ready = "the chunkserver is starting"
         host, port = split_address(config.listen)
         bound = await self.server.start(host, port)
         self._closing.push_async_callback(self.server.stop)
@@ -156,6 +157,7 @@ class ChunkServer:
         self.repairer = Repairer(node, RemoteReplicas(self.channels, self.book))
         self.service = ChunkService(self.host, self.copysets, self.pool, self.disk, self.repairer, self.statistics)
         self.service.register(self.server)
+        self.server.not_ready = ""
         self._closing.push_async_callback(self.service.stop)
 
     async def _run(self) -> None:

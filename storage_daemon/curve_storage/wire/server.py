@@ -175,7 +175,10 @@ class ServerConnection(FrameConnection):
         else:
             route = server.routes.get(kind)
             if route is None:
-                error = Unimplemented(f"this server does not serve message type {kind}", todo="Ask another daemon")
+                if server.not_ready:
+                    error = Unavailable(server.not_ready, todo="Retry, or ask another replica")
+                else:
+                    error = Unimplemented(f"this server does not serve message type {kind}", todo="Ask another daemon")
             elif self.identity is not None and route.scope == "cluster" and not self.identity.cluster:
                 error = PermissionDenied(
                     f"message type {kind} needs a cluster token", todo="Only daemons of the cluster may send it"
@@ -308,6 +311,8 @@ class Server:
         self.refused = 0
         self.violations = 0
         self.routes: dict[int, _Route] = {}
+        self.not_ready = ""
+        """Why handlers are still missing: their requests may be repeated, here or elsewhere. Empty: there are all."""
         self.limits: dict[int, tuple[int, int]] = dict(KNOWN_LIMITS)
         self._logged = 0.0
         self._unlogged = 0

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from curve_storage.errors import ChunkNotExist, NotLeader, Unauthenticated
+from curve_storage.errors import ChunkNotExist, NotLeader, Unauthenticated, Unavailable, Unimplemented
 from curve_storage.units import MiB
 from curve_storage.wire.channel import Channel, ChannelPool
 from curve_storage.wire.messages import MessageType
@@ -71,3 +71,17 @@ async def test_token_needed() -> None:
     good = keyring.sign(volume_scope(4), epoch=1, rights="rw", expires=4e9)
     async with connected(server, good) as channel:
         assert (await channel.call(MessageType.CHUNK_INFO, b"", timeout=10)).meta == b"ok"
+
+
+async def test_a_server_whose_handlers_are_not_there_yet_asks_to_repeat() -> None:
+    """A chunkserver listens before it is registered; its peers and clients must not take that for the end."""
+    server = Server(verifier=None)
+    server.not_ready = "the chunkserver is starting"
+    async with connected(server) as channel:
+        with pytest.raises(Unavailable, match="is starting"):
+            await channel.call(MessageType.CHUNK_READ, b"", timeout=30)
+        server.handle(MessageType.CHUNK_READ, lambda request: request.reply(b"here"), scope="any")
+        server.not_ready = ""
+        assert (await channel.call(MessageType.CHUNK_READ, b"", timeout=30)).meta == b"here"
+        with pytest.raises(Unimplemented):
+            await channel.call(MessageType.CHUNK_INFO, b"", timeout=30)
