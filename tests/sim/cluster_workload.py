@@ -242,12 +242,23 @@ class Director(ClientMachine):
     async def _attach(self, cluster: Cluster, volume: Volume, node: Node) -> None:
         request = pb.AttachVolumeRequest(volume=pb.VolumeRef(path=volume.path), node=node.process.name, force=True)
         self.world.note("director", f"attaches {volume.path} to {node.process.name}")
+        if volume.holder is not None and not self.world.calm and self.world.rng.random() < 0.6:
+            self._keep_unaware(volume.holder)
         reply = await self.persist(lambda: cluster.mds.namespace.AttachVolume(request, timeout=10))
         if reply.epoch < volume.epoch:
             self.world.fail(f"{volume.path} was at epoch {volume.epoch}, is attached at {reply.epoch}")
         self.world.counts["attached"] += 1
         self.history.fence(volume.name, reply.epoch)
         volume.epoch, volume.holder = reply.epoch, node
+
+    def _keep_unaware(self, node: Node) -> None:
+        """The old holder cannot hear of it from the MDS for a while: it goes on writing, and must be refused."""
+        network = self.world.network
+        name = node.process.name
+        links = {link for mds in self.world.mds for link in ((name, mds.process.name), (mds.process.name, name))}
+        self.world.note("fault", f"{name} and the MDSs do not hear each other")
+        network.set_cut(network.cut | links)
+        self.world.scheduler.later(6.0, lambda: network.set_cut(network.cut - links))
 
     async def _short_lived(self, cluster: Cluster, rng: random.Random) -> None:
         """A volume is made, must be empty, is written to, and is deleted for good with its chunks."""
