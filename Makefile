@@ -50,8 +50,13 @@ packages: setup ## Debian packages of the box and of tests on real devices, wher
 tools: setup packages ## Go programs of the test cluster (etcd, containerd, Kubernetes …), cached
 	python -m e2e.box tools
 
-sim: setup ## Simulation of consensus (SIM_SEEDS, SIM_BASE) and crash sweep of the log
-	python tests/suite.py sim
+compiled: setup ## The data path's modules compiled by mypyc, into build/compiled (PYTHONPATH); minutes
+	@build/compiled/fresh 2>/dev/null || { echo "compiled: C extensions of the hot modules (a few minutes)"; \
+	CURVE_COMPILE=1 pip install -q --disable-pip-version-check --no-deps --no-build-isolation --no-index --upgrade \
+		--target build/compiled .; }
+
+sim: setup ## Simulations and crash sweeps as in CI; SEEDS=100000 [KIND=consensus]: so many seeds, resumable
+	$(if $(SEEDS),python tests/sim/run_seeds.py --seeds $(SEEDS) $(if $(KIND),--kind $(KIND)),python tests/suite.py sim)
 
 real: tools ## Tests with real processes: etcd, FUSE, loop devices, playgrounds, csi-sanity
 	python tests/suite.py real

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -15,22 +16,38 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 CLEANUP = 120.0
+COMPILED = {"PYTHONPATH": str(BUILD / "compiled"), "CURVE_EXPECT_COMPILED": "1"}
+SIM_BUDGET = float(os.environ.get("SIM_BUDGET", "300"))
+"""Seconds for the sim stage: what its tests leave of them goes to new seeds."""
+SIM_FRESH = 30.0
+"""Seconds for new seeds at least, however slow the machine is."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """limit: seconds after which the stage is ended; workers: processes, 0 for stages that own the machine."""
+    """limit: seconds after which the stage is ended; workers: processes, 0 for stages that own the machine; budget:
+    seconds, of which new seeds of the simulations get what the tests leave."""
 
     name: str
     what: str
     paths: tuple[str, ...]
     limit: int
     workers: int = 0
+    budget: float = 0.0
 
 
+COMPILED_PATHS = (
+    *(f"tests/unit/{package}" for package in ("attach", "chunkserver", "client", "consensus", "fuse", "wire")),
+    "tests/unit/compiled",
+    "tests/real/attach",
+    "tests/real/chunkserver/test_chunkserver_processes.py",
+    "tests/real/fuse",
+    "tests/real/volumehost/test_node_on_cluster.py",
+)
 STAGES = (
     Stage("unit", "fast tests, without root", ("tests/unit",), 900, 2),
-    Stage("sim", "simulation of consensus, crash sweep of the log", ("tests/sim",), 1500, 2),
+    Stage("sim", "simulations, crash sweeps, planted mistakes, new seeds", ("tests/sim",), 3000, 2, SIM_BUDGET),
+    Stage("compiled", "the data path's tests with its modules compiled", COMPILED_PATHS, 1500, compiled=True),
     Stage("real", "real processes: etcd, FUSE, loop, playgrounds, csi-sanity, chaos", ("tests/real",), 3000),
     Stage("box", "a real Kubernetes of three nodes", ("e2e/tests",), 2400),
 )
@@ -46,9 +63,9 @@ class Outcome:
     skipped: int = 0
 
 
-def start(command: list[str]) -> subprocess.Popen[bytes]:
+def start(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """A child that heeds SIGINT, also when this program was started in the background, which ignores it (nohup, CI)."""
-    return subprocess.Popen(command, cwd=ROOT, preexec_fn=_heed_interrupts)
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=_heed_interrupts, env=environment)
 
 
 def _heed_interrupts() -> None:
@@ -79,7 +96,7 @@ def run(stage: Stage) -> Outcome:
     if stage.workers:
         command += ["-n", str(stage.workers)]
     started = time.monotonic()
-    process = start(command)
+    process = start(command, {**os.environ, **COMPILED} if stage.compiled else None)
     try:
         code = process.wait(stage.limit)
     except subprocess.TimeoutExpired:
@@ -99,7 +116,27 @@ def run(stage: Stage) -> Outcome:
             outcome.passed += int(suite.get("tests", 0)) - failed - skipped
     if code != 0 and outcome.failed == 0:
         outcome.failed = 1  # the stage itself: ended, or no test was found
+    if stage.budget and code in (0, 1):
+        new_seeds(stage, outcome)
     return outcome
+
+
+def new_seeds(stage: Stage, outcome: Outcome) -> None:
+    started = time.monotonic()
+    seconds = max(SIM_FRESH, stage.budget - outcome.seconds)
+    process = start([sys.executable, "tests/sim/run_seeds.py", "--seconds", f"{seconds:.0f}"])
+    try:
+        code = process.wait(seconds + 600)  # lives that have begun go to their end
+    except subprocess.TimeoutExpired:
+        end(process)
+        code = 124
+    except (KeyboardInterrupt, SystemExit):
+        end(process)
+        raise
+    outcome.seconds += time.monotonic() - started
+    outcome.code = outcome.code or code
+    outcome.passed += code == 0
+    outcome.failed += code != 0
 
 
 def main() -> None:
@@ -115,7 +152,7 @@ def main() -> None:
     print("\n==== summary")
     for outcome in outcomes:
         print(
-            f"{outcome.stage.name:6} {'ok' if outcome.code == 0 else 'FAILED':6} {outcome.seconds:6.0f} s  "
+            f"{outcome.stage.name:8} {'ok' if outcome.code == 0 else 'FAILED':6} {outcome.seconds:6.0f} s  "
             f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped"
         )
     total = [sum(getattr(outcome, key) for outcome in outcomes) for key in ("passed", "failed", "skipped")]

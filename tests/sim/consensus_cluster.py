@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ class Simulation:
         self.time = 0.0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
+        self.trace: deque[tuple[float, str, Any]] = deque(maxlen=100)
         self.events = 0
         self.limit = events
         self.cut: set[tuple[int, int]] = set()
@@ -103,6 +105,7 @@ class Simulation:
         if node.paused_until > self.time:
             self.at(node.paused_until + self.rng.random() * 1e-3, lambda: self._deliver(message))
             return
+        self.trace.append((self.time, "", message))
         node.engine.step(message, node.now())
         node.flush()
 
@@ -207,6 +210,7 @@ class Simulation:
              "checkpoint", "checkpoint", "checkpoint", "everything", "resign", "wipe", "hint", "isolate", "mute",
              "deaf", "deaf")
         )  # fmt: skip
+        self.trace.append((self.time, fault, f"node {node.number}"))
         if fault == "crash":
             self.crash(node)
         elif fault == "everything" and rng.random() < 0.3:
@@ -276,6 +280,7 @@ class Simulation:
     def crash(self, node: Node) -> None:
         if node.engine is None:
             return
+        self.trace.append((self.time, "down:", f"node {node.number}"))
         node.crash()
         self.hint(node)
         self.at(self.time + self.rng.choice((0.05, 0.5, 2.0)) * self.rng.random(), lambda: self._restart(node))
@@ -361,11 +366,12 @@ class Simulation:
 
 
 def run(seed: int, *, events: int = 500) -> Simulation:
-    """One life of a group of 3 or 5 members; raises Violation naming the seed."""
+    """One life of a group of 3 or 5 members; raises Violation naming the seed, with the last 100 events."""
     members = 3 if seed % 2 else 5
     simulation = Simulation(seed, members, events)
     try:
         simulation.run()
     except Exception as error:
-        raise Violation(f"seed {seed}, at {simulation.time:.3f} s: {type(error).__name__}: {error}") from error
+        trace = [f"{time:9.4f} {what} {detail}" for time, what, detail in simulation.trace]
+        raise Violation(f"seed {seed}, at {simulation.time:.3f} s: {type(error).__name__}: {error}", trace) from error
     return simulation

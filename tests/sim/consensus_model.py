@@ -16,7 +16,11 @@ from curve_storage.consensus.raft_quorum import quorum_value
 
 
 class Violation(AssertionError):
-    pass
+    """trace: the last events before it, one line each."""
+
+    def __init__(self, what: str, trace: list[str] | None = None) -> None:
+        super().__init__(what)
+        self.trace = trace or []
 
 
 class Truth:
