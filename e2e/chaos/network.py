@@ -67,6 +67,11 @@ def create_seats(names: list[str], directory: Path) -> dict[str, Seat]:
     return seats
 
 
+def remove(seat: Seat) -> None:
+    """The file does not name the namespace any more; it ends with its last process."""
+    run(["umount", seat.file])
+
+
 def _ip(*lines: str) -> None:
     run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
 

@@ -96,6 +96,11 @@ class World:
             problems += await self.playground.down()
         for disk in self.disks.values():
             problems += await asyncio.to_thread(disk.remove)
+        for seat in self.seats.values():
+            try:
+                network.remove(seat)
+            except CurveError as error:
+                problems.append(str(error))
         return problems
 
     async def stop_supervisor(self) -> None:
