@@ -27,6 +27,8 @@ PACKAGES = {
     "fio": "load and verification",
     "libnbd-bin": "nbdinfo and nbdcopy check the NBD server",
     "qemu-utils": "qemu-img checks the NBD server",
+    "gcc": "compiles the hot modules of the data path",
+    "libc6-dev": "headers for it",
     "strace": "looks into a stuck process",
     "jq": "reads JSON in scripts of the documentation",
     "ca-certificates": "TLS roots for the module and package downloads",

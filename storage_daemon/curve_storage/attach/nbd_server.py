@@ -189,10 +189,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _parse(self) -> None:
         try:
-            if self._negotiation.transmission is None:
-                self._negotiate()
-                if self._negotiation.transmission is None:
-                    return
+            if not self._size and not self._negotiate():
+                return
             while not self._stopped and self._large is None and not self._full():
                 if not self._request():
                     break
@@ -203,7 +201,8 @@ class _Connection(asyncio.BufferedProtocol):
         if self._full():
             self._hold()
 
-    def _negotiate(self) -> None:
+    def _negotiate(self) -> bool:
+        """Whether requests may follow what has been read."""
         used, answer = self._negotiation.feed(self._stage[self._start : self._end])
         self._start += used
         if answer:
@@ -216,6 +215,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.close()
         elif self._end - self._start >= _STAGE - _WINDOW:
             raise InvalidArgument("an NBD option too large")
+        return export is not None
 
     def _request(self) -> bool:
         """Begin the next request of the stage; False when it is not complete."""

@@ -119,7 +119,8 @@ class ChunkFile:
         bitmap, raw, table = self._bitmap, self._raw_table, self.table
         blank = bytes(32)
         found = []
-        for position, bits in enumerate(bitmap):
+        for position in range(len(bitmap)):
+            bits = bitmap[position]
             if not bits and raw[position * 32 : position * 32 + 32] == blank:
                 continue
             for bit in range(8):

@@ -22,6 +22,7 @@ from curve_storage.chunkserver.disk_state import DiskMonitor
 from curve_storage.chunkserver.pool import ChunkPool
 from curve_storage.chunkserver.reading import read, read_checked, read_now
 from curve_storage.chunkserver.repair import FetchRequest, Repairer
+from curve_storage.chunkserver.requests import ChunkOfGroup, DeleteVolumeMeta, FenceMeta, GroupMeta
 from curve_storage.chunkserver.statistics import Statistics
 from curve_storage.chunkserver.writers import MAX_WINDOW
 from curve_storage.consensus.api import Buffer, ConsensusHost
@@ -49,27 +50,6 @@ _TABLE_ENTRIES = CHUNK_SIZE // BLOCK_SIZE
 
 log = logs.get("service")
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class GroupMeta(msgspec.Struct):
-    group: int
-
-
-class ChunkOfGroup(msgspec.Struct):
-    group: int
-    chunk: int
-
-
-class FenceMeta(msgspec.Struct):
-    group: int
-    volume: int
-    epoch: int
-
-
-class DeleteVolumeMeta(msgspec.Struct):
-    group: int
-    volume: int
-    chunks: list[int]
 
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)

@@ -19,6 +19,7 @@ from curve_storage.consensus.api import Buffer, Membership
 from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.disk import Disk, DiskFile
 from curve_storage.consensus.entry import Entry, HardState, pack_membership
+from curve_storage.consensus.group_state import pack_state
 from curve_storage.consensus.log_group import GroupLog
 from curve_storage.consensus.log_record import (
     BATCH,
@@ -34,7 +35,6 @@ from curve_storage.consensus.log_record import (
     STATE,
     TRUNCATE,
     pack_header,
-    pack_state,
     record_length,
 )
 from curve_storage.consensus.log_scan import scan

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from curve_storage.consensus.api import Membership
 from curve_storage.consensus.disk import DiskFile
 from curve_storage.consensus.entry import CONFIG, Entry, HardState, pack_membership, unpack_membership
-from curve_storage.consensus.log_record import ENTRY, HEADER_SIZE, GroupState, unpack_header
+from curve_storage.consensus.group_state import GroupState
+from curve_storage.consensus.log_record import ENTRY, HEADER_SIZE, unpack_header
 from curve_storage.consensus.raft_messages import Restored
 from curve_storage.errors import Corruption, CurveError, Internal
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-import msgspec
 from crc32c import crc32c
 
 from curve_storage.consensus.api import Buffer
@@ -103,23 +102,3 @@ def unpack_header(data: Buffer, offset: int = 0) -> Record | None:
     if crc32c(memoryview(data)[offset : offset + _HEAD.size]) != crc:
         return None
     return Record(type_, kind, segment, chain, group, term, index, header_length, payload_length, data_crc, salt)
-
-
-class GroupState(msgspec.Struct, frozen=True, array_like=True):
-    """All that matters of a group besides its entries; `last_index`, `last_term`: its last entry at this moment."""
-
-    term: int
-    vote: int
-    last_index: int
-    last_term: int
-    configs: list[tuple[int, bytes]]
-    corrupt: str = ""
-    pending: tuple[int, int, bytes] | None = None
-
-
-def pack_state(state: GroupState) -> bytes:
-    return msgspec.msgpack.encode(state)
-
-
-def unpack_state(data: Buffer) -> GroupState:
-    return msgspec.msgpack.decode(data, type=GroupState)

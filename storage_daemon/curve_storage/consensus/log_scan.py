@@ -18,6 +18,7 @@ from crc32c import crc32c
 from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.disk import DiskFile
 from curve_storage.consensus.entry import CONFIG, HardState, unpack_membership
+from curve_storage.consensus.group_state import unpack_state
 from curve_storage.consensus.log_group import GroupLog, SegmentFile
 from curve_storage.consensus.log_record import (
     ALIGN,
@@ -35,7 +36,6 @@ from curve_storage.consensus.log_record import (
     TRUNCATE,
     Record,
     unpack_header,
-    unpack_state,
 )
 from curve_storage.consensus.log_segment import PAGE, Segment
 from curve_storage.errors import CurveError

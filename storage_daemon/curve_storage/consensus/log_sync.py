@@ -19,19 +19,19 @@ class SyncThread:
     def __init__(self, finished: Finished) -> None:
         self._finished = finished
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="log-sync", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="log-sync", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def submit(self, batch: Batch) -> None:
         self._queue.put(batch)
 
     def stop(self) -> None:
         """Ends after what was submitted."""
-        if self._thread.is_alive():
+        if self._worker.is_alive():
             self._queue.put(None)
-            self._thread.join(30)
+            self._worker.join(30)
 
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:

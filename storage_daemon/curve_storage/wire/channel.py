@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -33,11 +32,14 @@ log = logs.get("wire.channel")
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Reply(NamedTuple):
+class Reply:
     """payload stays valid as long as it is referenced."""
 
-    meta: Buffer
-    payload: memoryview
+    __slots__ = ("meta", "payload")
+
+    def __init__(self, meta: Buffer, payload: memoryview) -> None:
+        self.meta = meta
+        self.payload = payload
 
 
 _Pending = tuple["asyncio.Future[Reply]", float]

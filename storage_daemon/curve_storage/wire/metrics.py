@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol
-from weakref import WeakSet
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -30,10 +29,15 @@ class Counted(Protocol):
 
 class WireCollector(Collector):
     def __init__(self) -> None:
-        self._servers: WeakSet[Counted] = WeakSet()
+        self._servers: list[Counted] = []
 
     def add(self, server: Counted) -> None:
-        self._servers.add(server)
+        """From its start to its stop: nothing else lets go of it."""
+        self._servers.append(server)
+
+    def remove(self, server: Counted) -> None:
+        if server in self._servers:
+            self._servers.remove(server)
 
     def collect(self) -> Iterator[Metric]:
         servers = list(self._servers)

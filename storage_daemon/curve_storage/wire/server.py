@@ -12,7 +12,7 @@ import ssl
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,6 +32,7 @@ from curve_storage.telemetry import logs
 from curve_storage.units import MiB
 from curve_storage.wire import metrics
 from curve_storage.wire.frame import KNOWN_LIMITS, ONEWAY, REPLY, Buffer, limits
+from curve_storage.wire.hello import Hello
 from curve_storage.wire.messages import ONE_WAY, MessageType
 from curve_storage.wire.receiver import FrameConnection, _printable
 from curve_storage.wire.status import encode_error, status_of
@@ -45,11 +46,6 @@ _OPEN_TO_ALL = (_HELLO, _PING)
 _SWEEP_INTERVAL = 1.0
 
 log = logs.get("wire.server")
-
-
-class Hello(msgspec.Struct):
-    token: bytes
-    client: str = ""
 
 
 class Request:
@@ -323,7 +319,6 @@ class Server:
         self._connections: set[ServerConnection] = set()
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        metrics.collector.add(self)
 
     def requests(self) -> dict[int, int]:
         """Requests handled so far, by message type."""
@@ -345,8 +340,9 @@ class Server:
         """Listens; returns the bound port. Raises Unavailable when the address cannot be used."""
         loop = asyncio.get_running_loop()
         context: ssl.SSLContext | None = TlsContexts(self._tls, "server").listening() if self._tls else None
+        listening: Any  # uvloop's, whose `sockets` is not the tuple of the standard library
         try:
-            self._server = await loop.create_server(
+            listening = await loop.create_server(
                 lambda: ServerConnection(self, loop), host, port, ssl=context, backlog=512
             )
         except OSError as error:
@@ -354,10 +350,13 @@ class Server:
                 f"cannot listen: {error.strerror or error}", where=f"{host}:{port}", todo="Choose another `listen`"
             ) from error
         self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
-        return int(self._server.sockets[0].getsockname()[1])
+        metrics.collector.add(self)
+        self._server = listening
+        return int(listening.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Stops listening and closes all connections; unanswered requests are dropped."""
+        metrics.collector.remove(self)
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
