@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -199,6 +200,23 @@ def test_nbd_after_a_crash_and_an_upgrade(make_node: MakeNode) -> None:
     (one,) = node.call("Upgrade", pb.UpgradeRequest(volume_id=1)).upgraded
     assert not one.error and one.new_pid != one.old_pid
     assert json.loads(command("nbdinfo", "--json", uri).stdout)["exports"][0]["export-size"] == 64 * MiB
+    node.call("Detach", pb.DetachRequest(volume_id=1))
+    assert remains(node) == []
+
+
+def test_nbd_detach_asks_who_is_connected_now(make_node: MakeNode) -> None:
+    """Refused while a client is there; the moment it has gone, at once, whatever was reported before."""
+    node = make_node()
+    node.create(1, 64 * MiB)
+    attachment = node.attach(1, backend=pb.BACKEND_NBD)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(attachment.nbd_socket)
+    assert client.recv(8) == b"NBDMAGIC"
+    end = time.monotonic() + 3
+    while time.monotonic() < end:  # until the host's regular report has the connection in it, too
+        with pytest.raises(InUse, match="connected"):
+            node.call("Detach", pb.DetachRequest(volume_id=1))
+    client.close()
     node.call("Detach", pb.DetachRequest(volume_id=1))
     assert remains(node) == []
 
