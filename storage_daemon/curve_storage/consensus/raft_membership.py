@@ -120,6 +120,8 @@ class MembershipChanges(Reads):
                 )
                 self.drive_change()
                 return
+        # A learner may have caught up with nothing left to acknowledge.
+        self.drive_change()
 
     def _append_membership(self, membership: Membership) -> None:
         entry = Entry(self.log.last + 1, self.term, CONFIG, pack_membership(membership))

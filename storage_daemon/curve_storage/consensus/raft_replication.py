@@ -221,6 +221,9 @@ class Replication(RaftState):
             progress.replicate()
         else:
             progress.probe(progress.match + 1)
+        # Its entries count from here on, and a change may have waited for it: perhaps nothing else is to be sent.
+        self._check_commit = True
+        self.on_match(node, progress)
         self.replicate(node, progress)
 
     def snapshot_progress(self, node: int, now: float) -> None:

@@ -296,3 +296,31 @@ def test_reads_wait_for_the_first_entry_of_a_new_leader_and_fail_with_it() -> No
     lab.advance(2)
     assert raft.role is not Role.LEADER
     assert lab.members[1].failed_reads == [number]
+
+
+# A change of members must not wait for traffic: the learner's snapshot may be all that it lacked.
+
+
+def test_a_learner_made_equal_by_a_snapshot_ends_the_wait_of_a_change() -> None:
+    lab = Lab(1, 2, 3)
+    leader = lab.elect(1)
+    leader.change_members((1, 2, 4), lab.now)
+    lab.settle()  # node 4 answers nothing: it is a learner of which the leader knows nothing
+    assert leader.membership.learners == (4,) and not leader.membership.outgoing
+    progress = leader.progress[4]
+    progress.snapshot()
+    leader.snapshot_done(4, leader.log.last, lab.now)
+    lab.settle()
+    assert leader.membership.voters == (1, 2, 4), "the joint step was not taken"
+
+
+def test_a_learner_that_has_caught_up_unnoticed_is_seen_at_the_next_tick() -> None:
+    lab = Lab(1, 2, 3)
+    leader = lab.elect(1)
+    leader.change_members((1, 2, 4), lab.now)
+    lab.settle()
+    progress = leader.progress[4]
+    progress.match = leader.log.last
+    progress.replicate()
+    lab.advance(0.1)
+    assert leader.membership.voters == (1, 2, 4), "the joint step was not taken"
