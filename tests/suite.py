@@ -26,7 +26,8 @@ SIM_FRESH = 30.0
 @dataclass(frozen=True)
 class Stage:
     """limit: seconds after which the stage is ended; workers: processes, 0 for stages that own the machine; budget:
-    seconds, of which new seeds of the simulations get what the tests leave."""
+    seconds, of which new seeds of the simulations get what the tests leave; compiled: with the hot modules that
+    `make compiled` made, in place of their pure form."""
 
     name: str
     what: str
@@ -34,6 +35,7 @@ class Stage:
     limit: int
     workers: int = 0
     budget: float = 0.0
+    compiled: bool = False
 
 
 COMPILED_PATHS = (
