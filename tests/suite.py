@@ -36,6 +36,7 @@ class Stage:
     workers: int = 0
     budget: float = 0.0
     compiled: bool = False
+    compiled: bool = False
 
 
 COMPILED_PATHS = (

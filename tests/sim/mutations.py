@@ -16,6 +16,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 GROUPS = "simulated groups"
 LOG = "crash sweep of the log"
 COPYSET = "crash sweep of a chunkserver"
+CLUSTERS = "simulated clusters"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def mutation(what: str, check: str) -> Callable[[Plant], Plant]:
 
 
 def all_mutations() -> list[Mutation]:
+    import mutations_of_clusters
     import mutations_of_consensus
     import mutations_of_storage
 
-    assert mutations_of_consensus and mutations_of_storage
+    assert mutations_of_clusters and mutations_of_consensus and mutations_of_storage
     return MUTATIONS

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import cluster_simulation
 import consensus_cluster
 import copyset_crash_sweep
 import pytest
 import test_log_crash_sweep
-from mutations import COPYSET, GROUPS, LOG, Mutation, all_mutations
+from mutations import CLUSTERS, COPYSET, GROUPS, LOG, Mutation, all_mutations
 
 LIVES = 600
+CLUSTER_LIVES = 16
+CLUSTER_EVENTS = 300
 LOG_SEEDS = (2, 5, 6)
 COPYSET_SEEDS = (1, 2, 3, 4)
 STEPS = 40
@@ -23,6 +26,9 @@ def check(kind: str) -> None:
     elif kind == LOG:
         for seed in LOG_SEEDS:
             test_log_crash_sweep.sweep(seed, 25)
+    elif kind == CLUSTERS:
+        for seed in range(1, 1 + CLUSTER_LIVES):
+            cluster_simulation.run(seed, CLUSTER_EVENTS)
     else:
         assert kind == COPYSET
         for seed in COPYSET_SEEDS:
@@ -42,7 +48,7 @@ def test_a_planted_mistake_is_found(planted: Mutation, monkeypatch: pytest.Monke
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", [GROUPS, LOG, COPYSET])
+@pytest.mark.parametrize("kind", [GROUPS, LOG, COPYSET, CLUSTERS])
 def test_without_a_mistake_nothing_is_found(kind: str) -> None:
     check(kind)
 
