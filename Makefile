@@ -80,8 +80,8 @@ down: setup ## Take it down and leave nothing behind
 chaos: tools ## Real processes, verified load and faults for MINUTES (60); SEED repeats a schedule
 	python -m e2e.chaos --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
-bench: tools ## fio on the raw disk, an attached volume and NBD, with ratios; RECORD=1 adds it to bench/history.jsonl
-	python -m bench.block $(if $(RECORD),--record)
+bench: tools compiled ## fio on the raw disk, an attached volume and NBD, with ratios; RECORD=1 adds it to bench/history.jsonl
+	PYTHONPATH=$(CURDIR)/build/compiled python -m bench.block $(if $(RECORD),--record)
 
 bench-peers: tools ## The same beside Ceph and GlusterFS on the same disk (installs their Debian packages)
 	python -m bench.peers $(if $(SYSTEMS),--systems $(SYSTEMS))
