@@ -186,6 +186,8 @@ class Member:
             self.engine.outgoing.clear()
             if self.log.pool.wants_more():
                 self.log.pool.prepare()
+            if self.log.stalled and not self.log.pool.free:  # as the host does where a checkpoint frees nothing
+                self.log.pool.prepare(beyond_limit=True)
             if self.log.stalled:
                 self.log.resume()
             batch = self.engine.take_batch()
@@ -196,8 +198,7 @@ class Member:
 
     def reported(self, index: int) -> None:
         raft = self.engine.raft_of(GROUP)
-        term = raft.log.term(index)
-        if term is not None and index > self.acknowledged[0]:
+        if (term := raft.log.term(index)) is not None and index > self.acknowledged[0]:
             self.acknowledged = (index, term)
 
 
