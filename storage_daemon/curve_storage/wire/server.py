@@ -44,6 +44,8 @@ _HELLO = int(MessageType.HELLO)
 _PING = int(MessageType.PING)
 _OPEN_TO_ALL = (_HELLO, _PING)
 _SWEEP_INTERVAL = 1.0
+_JUDGE_AGAIN = 1.0
+"""Seconds after which a refused token is looked at once more, at most."""
 
 log = logs.get("wire.server")
 
@@ -128,6 +130,8 @@ class ServerConnection(FrameConnection):
         self.stalled_since = 0.0
         self.received_before = 0
         self._refusal: CurveError | None = None
+        self._token: bytes = b""
+        self._judge_at = 0.0
         self._open = server.verifier is None
         self._reserved = 0
 
@@ -164,7 +168,7 @@ class ServerConnection(FrameConnection):
             return True
         oneway = flags & ONEWAY
         error: CurveError
-        if not self._open:
+        if not self._open and not self._reopened():
             error = self._refusal or Unauthenticated(
                 "no capability token presented on this connection", todo="Say HELLO with a token first"
             )
@@ -257,8 +261,9 @@ class ServerConnection(FrameConnection):
         self.client = hello.client[:256]
         verifier = self.server.verifier
         if verifier is not None:
+            self._token = bytes(hello.token)
             try:
-                self.identity = verifier.verify(hello.token)
+                self.identity = verifier.verify(self._token)
             except CurveError as error:
                 self.server.complain("token refused", self, error)
                 self._close_door(error)
@@ -267,6 +272,23 @@ class ServerConnection(FrameConnection):
             self._open = True
             self.expires = self.identity.expires
         self.send(_HELLO, REPLY, 0, request_id, b"", b"")
+
+    def _reopened(self) -> bool:
+        """The token was refused while this clock was wrong, or before its key was in the keyring, and is good now.
+
+        The peer sees nothing wrong with it and would present another one only when it renews it.
+        """
+        verifier, now = self.server.verifier, self.server.clock.monotonic()
+        if verifier is None or not self._token or now < self._judge_at:
+            return False
+        self._judge_at = now + _JUDGE_AGAIN
+        try:
+            self.identity = verifier.verify(self._token)
+        except CurveError:
+            return False
+        self._open = True
+        self.expires = self.identity.expires
+        return True
 
     def _close_door(self, why: CurveError) -> None:
         self._open = False

@@ -105,6 +105,44 @@ async def test_expiry_and_renewal_on_a_living_connection() -> None:
         await pool.close()
 
 
+class SetWrong(ManualClock):
+    """Its time of day is `ahead` seconds from the right one."""
+
+    ahead = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.ahead
+
+
+@pytest.mark.parametrize("wrong_at_hello", [False, True])
+async def test_a_token_refused_while_the_clock_was_wrong_counts_again(wrong_at_hello: bool) -> None:
+    """The peer sees nothing wrong with its token: it would be refused until it renews it."""
+    clock = SetWrong()
+    keyring = Keyring.generate()
+    token = keyring.sign(CLUSTER_SCOPE, epoch=0, rights="rw", expires=clock.wall() + 3600)
+    posted: list[int] = []
+    async with guarded(TokenVerifier(keyring, clock)) as (server, port):
+        server.handle(MessageType.RAFT_BATCH, lambda request: posted.append(1), scope="cluster")
+        pool = ChannelPool(token=lambda: token, client="x")
+        channel = pool.channel(f"127.0.0.1:{port}")
+        if not wrong_at_hello:
+            assert await outcome(channel, BATCH) == "ok"
+        clock.ahead = 5000.0
+        for _ in range(3):
+            assert (await outcome(channel, BATCH)).startswith("unauthenticated: the token has expired")
+        clock.ahead = 0.0
+        clock.advance(1.0)
+        # One-way messages get no answer that could tell the peer to say HELLO again.
+        assert channel.post(MessageType.RAFT_BATCH, b"")
+        assert await outcome(channel, BATCH) == "ok"
+        assert posted == [1] and server.connections == 1
+        clock.advance(3600)
+        assert (await outcome(channel, BATCH)).startswith("unauthenticated: the token has expired")
+        clock.advance(1.0)
+        assert (await outcome(channel, BATCH)).startswith("unauthenticated: the token has expired")
+        await pool.close()
+
+
 async def test_nothing_said_in_time() -> None:
     async with guarded(TokenVerifier(Keyring.generate()), hello_timeout=0.1) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
