@@ -117,10 +117,9 @@ class Scrubber:
         moment = interval * ((group * 31 + chunk) * 389 % _MOMENTS) / _MOMENTS
         number = int((self._clock.wall() - moment) // interval)
         done = self._done.setdefault((group, chunk), int((self._started - moment) // interval))
-        if number <= done:
-            return False
+        # Also back, with a clock that was ahead: else nothing would be due until it has come that far again.
         self._done[group, chunk] = number
-        return True
+        return number > done
 
     async def chunk(self, copyset: Copyset, number: int) -> None:
         """Verifies and repairs one chunk; what cannot be repaired is logged. Raises DiskFailed."""

@@ -266,6 +266,42 @@ async def test_the_scrub_heals_cold_chunks_when_they_are_due(group: Group, parts
     assert bytes(await group.read(2, 7, 1)) == block(8)
 
 
+@pytest.mark.parametrize("wrong_at_start", [False, True])
+async def test_the_scrub_goes_on_after_a_clock_that_was_ahead(
+    group: Group, parts: SimpleNamespace, wrong_at_start: bool
+) -> None:
+    """Within an interval of the right time, not when that has come as far as the wrong one was."""
+    group.write(1, 0, *range(1, 30))
+    await group.mine.checkpoint()
+
+    class Ahead(ManualClock):
+        ahead = 1e8 if wrong_at_start else 0.0
+
+        def wall(self) -> float:
+            return super().wall() + self.ahead
+
+    clock = Ahead()
+    scrubber = Scrubber(
+        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
+        group.repairer,
+        group.disks[1].monitor,
+        ScrubConfig(interval=1000.0),
+        clock,
+        sleep=group.sleep,
+    )
+    await scrubber.copyset(group.mine)
+    clock.ahead = 1e8
+    await scrubber.copyset(group.mine)
+    clock.ahead = 0.0
+    await scrubber.copyset(group.mine)
+    group.rot(1, 7)
+    await scrubber.copyset(group.mine)
+    assert group.replicas.asked == [], "not due twice for one correction"
+    clock.advance(1000)
+    await scrubber.copyset(group.mine)
+    assert [offset // BLOCK_SIZE for _, offset, _ in group.replicas.asked] == [7]
+
+
 async def test_the_scrub_finds_rot_in_header_table_and_meta_of_what_nobody_opens(
     group: Group, parts: SimpleNamespace
 ) -> None:
