@@ -13,7 +13,7 @@ from pathlib import Path
 from curve_storage.chunkserver.chunk_file import NO_SPACE, ChunkFile, disk_failed
 from curve_storage.chunkserver.copyset_meta import CopysetMeta
 from curve_storage.chunkserver.pool import ChunkPool
-from curve_storage.errors import NoSpace
+from curve_storage.errors import NoSpace, Unavailable
 
 PREFIX = "chunk_"
 _SCAN = 32
@@ -61,6 +61,8 @@ class ChunkDirectory:
         self._files = files
         self._chunks: dict[int, ChunkFile | None] = {}
         self.hollow: set[int] = set()
+        self.removed = False
+        """The replica was removed: the files are in the trash, and the path may be another replica's by now."""
         self._dirty: list[ChunkFile] = []
 
     def load(self, meta: CopysetMeta) -> None:
@@ -102,13 +104,14 @@ class ChunkDirectory:
         return chunk in self._chunks or chunk in self.hollow
 
     def get(self, chunk: int) -> ChunkFile | None:
-        """The open chunk, None when it has no file here (it may be hollow). Raises DiskFailed."""
+        """The open chunk, None when it has no file here (it may be hollow). Raises DiskFailed, Unavailable."""
         found = self._chunks.get(chunk)
         if found is not None:
             found.used = True
             return found
         if chunk not in self._chunks:
             return None
+        self._refuse_removed()
         path = self.path / chunk_file_name(chunk)
         try:
             found = ChunkFile.open(path, self.group, chunk)
@@ -139,6 +142,7 @@ class ChunkDirectory:
         return found
 
     def _create(self, chunk: int, volume: int, sn: int) -> ChunkFile | None:
+        self._refuse_removed()
         path = self.path / chunk_file_name(chunk)
         try:
             self._pool.take(path)
@@ -193,6 +197,17 @@ class ChunkDirectory:
                 found.stale = True
                 self._chunks[chunk] = None
         self._dirty = []
+
+    def remove(self) -> None:
+        """For those who still hold this replica: nothing is opened or made under its path any more."""
+        self.close_all()
+        self.removed = True
+
+    def _refuse_removed(self) -> None:
+        if self.removed:
+            raise Unavailable(
+                "this replica was removed", where=str(self.path), todo="Ask the copyset's other chunkservers"
+            )
 
     @property
     def has_dirty(self) -> bool:

@@ -227,6 +227,8 @@ class Copyset:
     async def checkpoint(self) -> int:
         """Raises StoreReadOnly while the file system is full, DiskFailed after any other error of the disk."""
         async with self._checkpointing:
+            if self.chunks.removed:
+                return self._durable  # removed while this waited for its turn
             meta = self.describe()
             if meta.index == self._durable and not self.chunks.has_dirty and not self._meta_rotten:
                 return self._durable
@@ -253,6 +255,8 @@ class Copyset:
 
     async def renew_meta(self) -> bool:
         """Writes `meta` anew when the one on the disk has rotted. Raises as `checkpoint`."""
+        if self.chunks.removed:
+            return False
         try:
             copyset_meta.load(self.path)
             return False

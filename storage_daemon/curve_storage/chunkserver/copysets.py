@@ -140,7 +140,7 @@ class Copysets:
             path = self.path(group)
             if copyset is not None:
                 async with copyset.exchange:
-                    copyset.chunks.close_all()
+                    copyset.chunks.remove()
                     self._to_trash(path)
             else:
                 self._to_trash(path)

@@ -20,7 +20,7 @@ from curve_storage.chunkserver.disk_state import DiskMonitor
 from curve_storage.chunkserver.reading import read_checked
 from curve_storage.chunkserver.repair import LONGEST, Repairer
 from curve_storage.clock import Clock
-from curve_storage.errors import CurveError, DiskFailed, StoreReadOnly
+from curve_storage.errors import CurveError, DiskFailed, StoreReadOnly, Unavailable
 from curve_storage.telemetry import logs, metrics
 from curve_storage.units import BLOCK_SIZE
 
@@ -71,7 +71,10 @@ class Scrubber:
                 if self._config.enabled and self._is_due(0, META):
                     self._check_small_files()
                 for copyset in list(self._copysets.by_group.values()):
-                    await self.copyset(copyset)
+                    try:
+                        await self.copyset(copyset)
+                    except Unavailable:
+                        continue  # removed meanwhile
             except DiskFailed as error:
                 self._disk.failed(error)
             self._forget_removed()
@@ -95,7 +98,7 @@ class Scrubber:
             log.error("a small file has rotted on the disk; it was written anew", path=path, todo=_WATCH)
 
     async def copyset(self, copyset: Copyset) -> None:
-        """Hollow chunks, those with known bad blocks, and those that are due. Raises DiskFailed."""
+        """Hollow chunks, those with known bad blocks, and those due. Raises DiskFailed, Unavailable (removed)."""
         for chunk in sorted(copyset.chunks.hollow):
             copyset.chunks.materialize(chunk)
         now = self._clock.monotonic()
@@ -122,7 +125,7 @@ class Scrubber:
         return number > done
 
     async def chunk(self, copyset: Copyset, number: int) -> None:
-        """Verifies and repairs one chunk; what cannot be repaired is logged. Raises DiskFailed."""
+        """Verifies and repairs one chunk; what cannot be repaired is logged. Raises as `copyset`."""
         cold = not copyset.chunks.is_open(number)
         chunk = copyset.chunks.get(number)
         if chunk is None:

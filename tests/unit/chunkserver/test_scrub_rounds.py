@@ -12,6 +12,9 @@ import pytest
 from curve_storage.chunkserver import scrub
 from curve_storage.chunkserver.config import ScrubConfig
 from curve_storage.clock import ManualClock
+from curve_storage.consensus.api import Membership
+from curve_storage.errors import Unavailable
+from curve_storage.units import BLOCK_SIZE
 
 COPYSETS = 50
 
@@ -73,3 +76,53 @@ async def test_what_was_removed_is_forgotten() -> None:
 
     await rounds(copysets, 2, after)
     assert known[0] > 3000 and known[1] <= 11
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+async def test_a_replica_removed_under_the_scrub_is_no_failure_of_the_disk(
+    disk: Any, parts: SimpleNamespace, made_anew: bool
+) -> None:
+    """Whoever still holds the old one leaves the path alone: another replica may live there."""
+    host, voters, clock = parts.FakeHost(), Membership(voters=(1,)), ManualClock()
+    disk.copysets.create(parts.GROUP, voters, host)
+    copyset = disk.copysets.by_group[parts.GROUP]
+    for chunk in (1, 2):
+        header, data = parts.write(chunk, 0, bytes([chunk]) * BLOCK_SIZE, chunk)
+        copyset.apply(chunk, 1, header, memoryview(data))
+    await copyset.checkpoint()
+    copyset.apply(3, 1, b"", memoryview(b""))  # what the next checkpoint would write
+    events: list[str] = []
+
+    async def sleep(seconds: float) -> None:
+        if "round" not in events:
+            events.append("round")
+            clock.advance(1001)
+        elif "removed" not in events:
+            assert len(copyset.chunks) == 2, "between two chunks"
+            events.append("removed")
+            await disk.copysets.remove(parts.GROUP, host)
+            if made_anew:
+                assert disk.copysets.create(parts.GROUP, voters, host)
+        elif seconds == scrub._IDLE:
+            raise asyncio.CancelledError
+
+    scrubber = scrub.Scrubber(
+        disk.copysets,
+        SimpleNamespace(),  # type: ignore[arg-type]
+        disk.monitor,
+        ScrubConfig(interval=1000.0),
+        clock,
+        sleep=sleep,
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await scrubber.run()
+    assert events == ["round", "removed"] and disk.failures == []
+    assert await copyset.checkpoint() == 2 and not await copyset.renew_meta()
+    copyset.chunks.hollow.add(9)
+    with pytest.raises(Unavailable, match="removed"):
+        copyset.chunks.materialize(9)
+    assert disk.failures == []
+    if made_anew:
+        assert disk.load(parts.GROUP).applied == 0
+    else:
+        assert not disk.path(parts.GROUP).exists()
