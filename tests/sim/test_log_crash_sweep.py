@@ -16,7 +16,7 @@ from curve_storage.consensus.api import Membership
 from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.entry import COMMAND, CONFIG, Entry, HardState, pack_membership
 from curve_storage.consensus.log import SharedLog
-from curve_storage.consensus.log_record import HEADER_SIZE
+from curve_storage.consensus.log_segment import NO_HEADER
 
 CONFIG_ = LogConfig(segment_size=32 * 1024, max_size=32 * 1024 * 8)
 MEMBERS = Membership(voters=(1, 2, 3))
@@ -99,7 +99,7 @@ class Workload:
             log.released = max(log.released, min(log.last_index, self.model.groups[group][2]))
         files, _ = self.log.collect()
         for file in files:
-            file.write(0, [bytes(HEADER_SIZE)])
+            file.write(0, [NO_HEADER])
             self._copy()
             file.sync()
             self.log.pool.add_free(file)

@@ -37,7 +37,7 @@ from curve_storage.consensus.log_record import (
     Record,
     unpack_header,
 )
-from curve_storage.consensus.log_segment import PAGE, Segment
+from curve_storage.consensus.log_segment import NO_HEADER, PAGE, Segment
 from curve_storage.errors import CurveError
 from curve_storage.units import MiB
 
@@ -130,7 +130,7 @@ def scan(files: list[DiskFile], config: LogConfig, segment_file: SegmentFile) ->
     if len(live) > 1 and not _begun(live[-1], config):
         # The write that started it was torn: it does not exist yet, and the one before is still the newest.
         _, file, _ = live.pop()
-        file.write(0, [bytes(HEADER_SIZE)])
+        file.write(0, [NO_HEADER])
         file.sync()
         result.free.append(file)
     _Replay(result, config, segment_file).run(live)

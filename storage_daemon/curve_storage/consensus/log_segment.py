@@ -12,11 +12,14 @@ import threading
 
 from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.disk import Disk, DiskFile
-from curve_storage.consensus.log_record import HEADER_SIZE
+from curve_storage.consensus.log_record import MAGIC_BYTES
 
 _NAME = re.compile(r"^segment-(\d{4,})\.log$")
 PAGE = 4096
 ZERO_PAGE = bytes(PAGE)
+NO_HEADER = bytes(len(MAGIC_BYTES))
+"""Over a header's magic: the file is free. However such a write is torn, more than one bit of the magic is wrong then,
+so that it is not taken for a header of which one bit has rotted."""
 
 
 class Segment:
@@ -99,7 +102,7 @@ class SegmentPool:
             file.close()
             self._disk.remove(file.name)
             return
-        file.write(0, [ZERO_PAGE[:HEADER_SIZE]])
+        file.write(0, [NO_HEADER])
         file.sync()
         self.add_free(file)
 
