@@ -19,7 +19,7 @@ CLEANUP = 120.0
 COMPILED = {"PYTHONPATH": str(BUILD / "compiled"), "CURVE_EXPECT_COMPILED": "1"}
 SIM_BUDGET = float(os.environ.get("SIM_BUDGET", "300"))
 """Seconds for the sim stage: what its tests leave of them goes to new seeds."""
-# Not "cluster": two seeds of it are known to fail and not yet understood (docs/testing.md), so new ones would, too.
+# Not "cluster" yet: see docs/testing.md.
 SIM_FRESH_KINDS = ("consensus", "log", "copyset")
 SIM_FRESH = 30.0
 """Seconds for new seeds at least, however slow the machine is."""
