@@ -231,7 +231,8 @@ def test_leftovers_are_cleaned_at_start(make_node: MakeNode, tmp_path: Path) -> 
     node.format_and_mount(used.device, folder)
     node.kill_host()
     for volume_id in (1, 2):
-        (node.root / "volumes" / str(volume_id) / "state.json").unlink()
+        for name in ("state.json", "state.json.copy"):
+            (node.root / "volumes" / str(volume_id) / name).unlink()
     node.start_host()
     assert unused.backing_file not in [device.backing for device in loop.bound_devices()]
     targets = [str(entry.target) for entry in mountinfo.mounts()]
