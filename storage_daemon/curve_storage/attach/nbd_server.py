@@ -189,7 +189,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _parse(self) -> None:
         try:
-            if not self._size and not self._negotiate():
+            if self._negotiation.transmission is None and not self._negotiate():
                 return
             while not self._stopped and self._large is None and not self._full():
                 if not self._request():

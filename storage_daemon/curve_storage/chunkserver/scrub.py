@@ -10,7 +10,7 @@ Also gives hollow chunks a file as soon as the pool has one, and fetches at once
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from curve_storage.chunkserver.chunk_file import ChunkFile
 from curve_storage.chunkserver.config import ScrubConfig
@@ -60,16 +60,20 @@ class Scrubber:
         self._small_files = small_files
         self._retry_at: dict[tuple[int, int], float] = {}
         # What came due while this process was being restarted is done too.
-        self._started = clock.wall() - min(_RESTART, config.interval / 20)
-        self._done: dict[tuple[int, int], int] = {}
-        """Of each chunk (or meta: -1) the number of the interval in which it was last verified."""
+        self._started = self._slot(min(_RESTART, config.interval / 20))
+        self._passed: dict[int, int] = {}
+        """Of each group the slot up to which everything was verified."""
+        self._unsaved: set[int] = set()
+        """Groups whose `meta` is to be looked at again: there was no space to write it anew."""
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
-                if self._config.enabled and self._is_due(0, META):
+                slot = self._slot()
+                if self._config.enabled and self._due(0, [META], slot):
                     self._check_small_files()
+                self._passed[0] = slot
                 for copyset in list(self._copysets.by_group.values()):
                     try:
                         await self.copyset(copyset)
@@ -81,11 +85,12 @@ class Scrubber:
             await self._sleep(_IDLE)
 
     def _forget_removed(self) -> None:
-        """Once per round, not per copyset: it looks at all of them."""
-        if len(self._done) > 2 * sum(len(one.chunks) + 1 for one in self._copysets.by_group.values()) + 1024:
-            alive = {0, *self._copysets.by_group}
-            self._done = {key: value for key, value in self._done.items() if key[0] in alive}
-            self._retry_at.clear()
+        alive = {0, *self._copysets.by_group}
+        for group in self._passed.keys() - alive:
+            del self._passed[group]
+        self._unsaved &= alive
+        now = self._clock.monotonic()
+        self._retry_at = {key: at for key, at in self._retry_at.items() if at > now and key[0] in alive}
 
     def _check_small_files(self) -> None:
         try:
@@ -106,23 +111,29 @@ class Scrubber:
             if now >= self._retry_at.get((copyset.group, number), 0.0):
                 self._retry_at[copyset.group, number] = now + _RETRY
                 await self.chunk(copyset, number)
-        if not self._config.enabled:
+        slot = self._slot()
+        if not self._config.enabled or self._passed.get(copyset.group) == slot:
             return
-        if self._is_due(copyset.group, META):
+        if copyset.group in self._unsaved or self._due(copyset.group, [META], slot):
             await self._meta(copyset)
-        for chunk in copyset.chunks.with_files():
-            if self._is_due(copyset.group, chunk):
-                await self.chunk(copyset, chunk)
+        for chunk in self._due(copyset.group, copyset.chunks.with_files(), slot):
+            await self.chunk(copyset, chunk)
+        self._passed[copyset.group] = slot
+        await asyncio.sleep(0)  # a disk has very many chunks to ask
 
-    def _is_due(self, group: int, chunk: int) -> bool:
-        """True once per interval and chunk, when its moment has passed."""
-        interval = self._config.interval
-        moment = interval * ((group * 31 + chunk) * 389 % _MOMENTS) / _MOMENTS
-        number = int((self._clock.wall() - moment) // interval)
-        done = self._done.setdefault((group, chunk), int((self._started - moment) // interval))
-        # Also back, with a clock that was ahead: else nothing would be due until it has come that far again.
-        self._done[group, chunk] = number
-        return number > done
+    def _slot(self, ago: float = 0.0) -> int:
+        """The time in moments: something is due only when it changes. ago: seconds."""
+        return int((self._clock.wall() - ago) * _MOMENTS // self._config.interval)
+
+    def _due(self, group: int, chunks: Sequence[int], slot: int) -> list[int]:
+        """Those whose moment has passed since the group was looked at last. A clock that was ahead counts as now."""
+        since = min(self._passed.get(group, self._started), slot)
+        found = []
+        for chunk in chunks:
+            moment = (group * 31 + chunk) * 389 % _MOMENTS
+            if (slot - moment) // _MOMENTS > (since - moment) // _MOMENTS:
+                found.append(chunk)
+        return found
 
     async def chunk(self, copyset: Copyset, number: int) -> None:
         """Verifies and repairs one chunk; what cannot be repaired is logged. Raises as `copyset`."""
@@ -166,6 +177,7 @@ class Scrubber:
             )  # fmt: skip
 
     async def _meta(self, copyset: Copyset) -> None:
+        self._unsaved.discard(copyset.group)
         try:
             if await copyset.renew_meta():
                 _found.inc()
@@ -174,7 +186,7 @@ class Scrubber:
                     group=copyset.group, path=str(copyset.path), todo=_WATCH,
                 )  # fmt: skip
         except StoreReadOnly:
-            self._done.pop((copyset.group, META), None)
+            self._unsaved.add(copyset.group)
 
     async def _repair(self, copyset: Copyset, chunk: int, blocks: list[int]) -> None:
         _found.inc(len(blocks))
