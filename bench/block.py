@@ -12,7 +12,6 @@ a sync reach the disk's cache at most, while ours are on three replicas: "raw_sy
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -20,13 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from bench import history
-from bench.block_jobs import JOBS, Job, Result, fill, run
+from bench import history, output
+from bench.block_jobs import JOBS, KEYS, Job, Result, fill, run
 from bench.goals import FUSE_OF_NBD, GOALS, short, word
-from bench.history import HISTORY
+from bench.history import HISTORY, ratios
 from bench.rig import Rig, progress, require, rig, workspace
 from curve_storage.cli.playground.processes import usage
 from curve_storage.units import GiB, MiB, format_size, parse_size
@@ -125,41 +123,13 @@ class Bench:
         )
 
 
-def ratios(entry: dict[str, Any]) -> dict[str, float]:
-    """Of one job: nbd/raw and fuse/raw (for writes beside the raw disk with O_SYNC, where that was measured),
-    fuse/nbd."""
-    disk = entry.get("raw_sync") or entry.get("raw")
-    found = {}
-    for key, above, below in (
-        ("nbd/raw", entry.get("nbd"), disk),
-        ("fuse/raw", entry.get("fuse"), disk),
-        ("fuse/nbd", entry.get("fuse"), entry.get("nbd")),
-    ):
-        if above and below:
-            found[key] = round(above / below, 3)
-    return found
-
-
 def table(results: dict[str, dict[str, Any]], jobs: list[Job]) -> Table:
     """Values, ratios of the same run, goals; µs of CPU per request, chunkservers together."""
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in (
-        "JOB",
-        "RAW",
-        "RAW SYNC",
-        "NBD",
-        "/RAW",
-        "AT LEAST",
-        "AIM",
-        "",
-        "FUSE",
-        "/RAW",
-        "/NBD",
-        "",
-        "CPU µs/OP: VOLUME",
+    titles = [
+        "JOB", "RAW", "RAW SYNC", "NBD", "/RAW", "AT LEAST", "AIM", "", "FUSE", "/RAW", "/NBD", "", "CPU µs/OP: VOLUME",
         "3 CHUNKSERVERS",
-    ):
-        out.add_column(title, justify="left" if title in ("JOB", "") else "right", no_wrap=True)
+    ]  # fmt: skip
+    out = output.columns(titles, left=("JOB", ""))
     for job in jobs:
         entry = results[job.key]
         shares, goal = ratios(entry), GOALS.get(job.key)
@@ -189,21 +159,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dir", type=Path, default=None, help="on the disk to measure; default: the temporary directory"
     )
-    parser.add_argument("--targets", default=",".join(TARGETS), help="some of raw,fuse,nbd")
-    parser.add_argument("--jobs", default="", help="some of the jobs, comma-separated")
+    parser.add_argument(
+        "--targets", type=output.some_of(TARGETS), default=",".join(TARGETS), help="some of raw,fuse,nbd"
+    )
+    parser.add_argument("--jobs", type=output.some_of(KEYS), default="", help="some of the jobs, comma-separated")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
     parser.add_argument(
         "--record", type=Path, nargs="?", const=HISTORY, default=None, metavar="FILE",
         help="add the figures to bench/history.jsonl, or to FILE",
     )  # fmt: skip
-    options = parser.parse_args(argv)
-    options.targets = [one for one in options.targets.split(",") if one]
-    options.jobs = [one for one in options.jobs.split(",") if one]
-    for wanted, known in ((options.targets, TARGETS), (options.jobs, tuple(job.key for job in JOBS))):
-        for one in wanted:
-            if one not in known:
-                parser.error(f"{one!r} is not one of {', '.join(known)}")
-    return options
+    return parser.parse_args(argv)
 
 
 def main() -> None:
@@ -221,9 +186,8 @@ def main() -> None:
     bench = Bench(options, say)
     with workspace(options.dir, say) as directory:
         bench.all(directory)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(bench.results, indent=2) + "\n")
-    out = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    output.write(options.output, bench.results)
+    out = output.console(220)
     out.print(table(bench.results, bench.jobs))
     if bench.memory:
         out.print(

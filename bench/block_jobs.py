@@ -31,6 +31,7 @@ JOBS: tuple[Job, ...] = (
     Job("write_1m_qd4", ("--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1"), unit="MiB/s", writes=True),
     Job("read_1m_qd4", ("--rw=read", "--bs=1M", "--iodepth=4"), unit="MiB/s"),
 )
+KEYS = tuple(job.key for job in JOBS)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from bench.block_jobs import JOBS
+from bench import output
+from bench.block_jobs import KEYS
 from bench.history import ROOT
 from bench.rig import Say, progress, require
 
@@ -69,9 +69,8 @@ def compare(rounds: Sequence[Round], jobs: Sequence[str], targets: Sequence[str]
 
 
 def table(found: Sequence[Comparison], names: tuple[str, str]) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("JOB", "TARGET", names[0], names[1], "B/A", "LEAST", "GREATEST", "ROUNDS"):
-        out.add_column(title, justify="left" if title in ("JOB", "TARGET") else "right", no_wrap=True)
+    titles = ("JOB", "TARGET", names[0], names[1], "B/A", "LEAST", "GREATEST", "ROUNDS")
+    out = output.columns(titles, left=("JOB", "TARGET"))
     for one in found:
         out.add_row(
             one.job, one.target, f"{one.a:,.0f}", f"{one.b:,.0f}", f"{one.median:.3f}",
@@ -148,10 +147,10 @@ def verify(place: Path) -> None:
         raise RuntimeError(f"{place} is not what would be measured, but {found or done.stderr.strip()}")
 
 
-def measure(place: Path, options: argparse.Namespace, output: Path) -> dict[str, Any]:
+def measure(place: Path, options: argparse.Namespace, report: Path) -> dict[str, Any]:
     argv = [
         sys.executable, "-m", "bench.block", "--targets", ",".join(options.targets), "--jobs", ",".join(options.jobs),
-        "--runtime", str(options.runtime), "--output", str(output),
+        "--runtime", str(options.runtime), "--output", str(report),
     ]  # fmt: skip
     if options.dir is not None:
         argv += ["--dir", str(options.dir)]
@@ -166,27 +165,23 @@ def measure(place: Path, options: argparse.Namespace, output: Path) -> dict[str,
             process.wait(120)
     if process.returncode:
         raise RuntimeError(f"the run of {place.name} failed:\n{told[-2000:]}")
-    return dict(json.loads(output.read_text()))
+    return dict(json.loads(report.read_text()))
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("a", help="a commit")
     parser.add_argument("b", help="the commit compared with it")
-    parser.add_argument("--jobs", default="write_4k_qd1,write_4k_qd32,read_4k_qd1,read_4k_qd32")
-    parser.add_argument("--targets", default="nbd", help="some of nbd,fuse")
+    parser.add_argument(
+        "--jobs", type=output.some_of(KEYS), default="write_4k_qd1,write_4k_qd32,read_4k_qd1,read_4k_qd32"
+    )
+    parser.add_argument("--targets", type=output.some_of(("nbd", "fuse")), default="nbd", help="some of nbd,fuse")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtime", type=float, default=5.0, help="seconds per job")
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to measure")
     parser.add_argument("--prepare", default="", help="shell command to run in each checkout first")
     parser.add_argument("--output", type=Path, default=Path("build/compare.json"))
     options = parser.parse_args(argv)
-    options.jobs = [one for one in options.jobs.split(",") if one]
-    options.targets = [one for one in options.targets.split(",") if one]
-    for wanted, known in ((options.targets, ("nbd", "fuse")), (options.jobs, tuple(job.key for job in JOBS))):
-        for one in wanted:
-            if one not in known:
-                parser.error(f"{one!r} is not one of {', '.join(known)}")
     if options.rounds < 1 or not options.jobs:
         parser.error("at least one round and one job")
     return options
@@ -199,7 +194,6 @@ def main() -> None:
     commits = [resolve(options.a), resolve(options.b)]
     say = progress()
     rounds: list[Round] = []
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     with checkouts(ROOT / "build", commits, say) as places:
         for place in places:
             if options.prepare:
@@ -220,9 +214,9 @@ def main() -> None:
                 )
                 results.append(result)
             rounds.append((results[0], results[1]))
-    options.output.write_text(json.dumps({"commits": commits, "rounds": rounds}, indent=2) + "\n")
+    output.write(options.output, {"commits": commits, "rounds": rounds})
     found = compare(rounds, options.jobs, options.targets)
-    out = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    out = output.console(160)
     out.print(table(found, (f"A {commits[0][:9]}", f"B {commits[1][:9]}")))
     out.print(f"written to {options.output}")
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from bench import block_jobs, tally
+from bench import block_jobs, output, tally
 from bench.goals import Goal, word_at_most
 from bench.rig import Rig, Say, progress, require, rig, workspace
 from curve_storage.cli.playground.processes import alive
@@ -173,9 +170,8 @@ def idle_cpu(options: argparse.Namespace, directory: Path, found: Footprint, say
 
 
 def table(found: Footprint) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("WHAT", "RESIDENT", "PRIVATE", "AT MOST", "AIM", "VERDICT"):
-        out.add_column(title, justify="left" if title in ("WHAT", "VERDICT") else "right", no_wrap=True)
+    titles = ("WHAT", "RESIDENT", "PRIVATE", "AT MOST", "AIM", "VERDICT")
+    out = output.columns(titles, left=("WHAT", "VERDICT"))
     for what, values, goal in (
         (f"idle, {found.copysets_memory} copysets", found.idle, IDLE),
         ("under load, highest", found.loaded, LOADED),
@@ -205,15 +201,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--watch", type=float, default=60.0, help="seconds over which idle CPU is taken")
     parser.add_argument("--runtime", type=float, default=10.0, help="seconds of each job of the load")
     parser.add_argument("--size", type=parse_size, default=512 * MiB, help="area of the load")
-    parser.add_argument("--parts", default="memory,cpu", help="some of memory,cpu")
+    parser.add_argument(
+        "--parts", type=output.some_of(("memory", "cpu")), default="memory,cpu", help="some of memory,cpu"
+    )
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to measure")
     parser.add_argument("--output", type=Path, default=Path("build/footprint.json"))
-    options = parser.parse_args(argv)
-    options.parts = [one for one in options.parts.split(",") if one]
-    for one in options.parts:
-        if one not in ("memory", "cpu"):
-            parser.error(f"{one!r} is not one of memory, cpu")
-    return options
+    return parser.parse_args(argv)
 
 
 def main() -> None:
@@ -227,9 +220,8 @@ def main() -> None:
             memory(options, directory, found, say)
         if "cpu" in options.parts:
             idle_cpu(options, directory, found, say)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(asdict(found), indent=2) + "\n")
-    out = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    output.write(options.output, asdict(found))
+    out = output.console(160)
     out.print(table(found))
     for name, kinds in sorted(found.loaded.items()):
         out.print(f"{name} under load: {format_size(kinds['pss'])} with shared pages by their share")

@@ -50,6 +50,21 @@ def commit() -> dict[str, Any]:
     return {"commit": head.stdout.strip(), "changed": bool(status.stdout.strip())}
 
 
+def ratios(found: Mapping[str, Any]) -> dict[str, float]:
+    """Of one job: nbd/raw and fuse/raw (for writes beside the raw disk with O_SYNC, where that was measured),
+    fuse/nbd."""
+    disk = found.get("raw_sync") or found.get("raw")
+    shares = {}
+    for key, above, below in (
+        ("nbd/raw", found.get("nbd"), disk),
+        ("fuse/raw", found.get("fuse"), disk),
+        ("fuse/nbd", found.get("fuse"), found.get("nbd")),
+    ):
+        if above and below:
+            shares[key] = round(above / below, 3)
+    return shares
+
+
 def entry(
     machine: Mapping[str, Any],
     source: Mapping[str, Any],
@@ -64,10 +79,7 @@ def entry(
     for job, found in results.items():
         values[job] = {target: found[target] for target in ("nbd", "fuse") if target in found}
         disk.update({f"{job} {target}": found[target] for target in ("raw", "raw_sync") if target in found})
-        base = found.get("raw_sync") or found.get("raw")
-        shares[job] = {f"{target}/raw": round(value / base, 3) for target, value in values[job].items() if base}
-        if values[job].get("nbd") and "fuse" in values[job]:
-            shares[job]["fuse/nbd"] = round(values[job]["fuse"] / values[job]["nbd"], 3)
+        shares[job] = ratios(found)
     when = time.gmtime(moment if moment is not None else time.time())
     return {
         "version": VERSION,

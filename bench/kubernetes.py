@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from bench import output
 from bench.goals import Goal, word_at_most
 from bench.probe import middle_and_worst
 from bench.rig import Say, progress
@@ -198,9 +198,7 @@ class Measurement:
 
 
 def table(figures: Figures) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("WHAT", "ROUNDS", "MEDIAN", "WORST", "AT MOST", "VERDICT"):
-        out.add_column(title, justify="left" if title in ("WHAT", "VERDICT") else "right", no_wrap=True)
+    out = output.columns(("WHAT", "ROUNDS", "MEDIAN", "WORST", "AT MOST", "VERDICT"), left=("WHAT", "VERDICT"))
     for what, key, values in (
         ("PVC → Bound", "bound", figures.bound),
         ("pod with a new volume → Ready", "ready", figures.ready),
@@ -239,9 +237,8 @@ def main() -> None:
         measurement.all()
     except (CurveError, RuntimeError) as error:
         sys.exit(f"bench: {error}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(asdict(measurement.figures), indent=2) + "\n")
-    out = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    output.write(options.output, asdict(measurement.figures))
+    out = output.console(120)
     out.print(table(measurement.figures))
     out.print(f"written to {options.output}")
 

@@ -9,19 +9,16 @@ time per request in the plain run; Python functions share the user time, and onl
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import block_jobs, profilers, tally
+from bench import block_jobs, output, profilers, tally
 from bench.rig import Rig, Say, progress, require, rig, workspace
 from curve_storage.cli.playground.processes import Identity
 from curve_storage.units import GiB, MiB, parse_size
@@ -172,9 +169,8 @@ class Profiler:
 
 
 def summary(profile: Profile) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("PROCESS", "CPU µs/REQ", "USER", "SYSTEM", "SYSCALLS/REQ", "SWITCHES/REQ", "FORCED", "MOST SYSCALLS"):
-        out.add_column(title, justify="left" if title in ("PROCESS", "MOST SYSCALLS") else "right", no_wrap=True)
+    titles = ("PROCESS", "CPU µs/REQ", "USER", "SYSTEM", "SYSCALLS/REQ", "SWITCHES/REQ", "FORCED", "MOST SYSCALLS")
+    out = output.columns(titles, left=("PROCESS", "MOST SYSCALLS"))
     for name, cost in profile.costs.items():
         calls = [f"{call} {count:.2f}" for call, count in cost.syscalls.items() if call != "all"][:6]
         out.add_row(
@@ -191,9 +187,8 @@ def summary(profile: Profile) -> Table:
 
 
 def functions(profile: Profile) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("PROCESS", "µs/REQ", "PYTHON FUNCTION, SELF", "µs/REQ", "C OR KERNEL FUNCTION, SELF"):
-        out.add_column(title, justify="right" if title.startswith("µs") else "left", no_wrap=True)
+    names = ("PROCESS", "PYTHON FUNCTION, SELF", "C OR KERNEL FUNCTION, SELF")
+    out = output.columns((names[0], "µs/REQ", names[1], "µs/REQ", names[2]), left=names)
     for name, cost in profile.costs.items():
         for n in range(max(len(cost.python_us), len(cost.native_us))):
             left = cost.python_us[n] if n < len(cost.python_us) else None
@@ -206,13 +201,9 @@ def functions(profile: Profile) -> Table:
     return out
 
 
-def as_json(profile: Profile) -> dict[str, Any]:
-    return asdict(profile)
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--job", default="write_4k_qd32", choices=[job.key for job in block_jobs.JOBS])
+    parser.add_argument("--job", default="write_4k_qd32", choices=block_jobs.KEYS)
     parser.add_argument("--target", default="nbd", choices=["nbd", "fuse"])
     parser.add_argument("--runtime", type=float, default=6.0, help="seconds of each of the four runs")
     parser.add_argument("--size", type=parse_size, default=512 * MiB, help="area the job works on")
@@ -222,14 +213,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--least", type=float, default=0.5, help="µs per request below which a process is not looked at"
     )
-    parser.add_argument("--tools", default="perf,py-spy", help="some of perf,py-spy")
+    parser.add_argument(
+        "--tools", type=output.some_of(("perf", "py-spy")), default="perf,py-spy", help="some of perf,py-spy"
+    )
     parser.add_argument("--stacks", type=Path, default=None, help="keep py-spy's stacks here, for a flame graph")
     parser.add_argument("--output", type=Path, default=None, help="default: build/profile-JOB-TARGET.json")
     options = parser.parse_args(argv)
-    options.tools = [one for one in options.tools.split(",") if one]
-    for one in options.tools:
-        if one not in ("perf", "py-spy"):
-            parser.error(f"{one!r} is not one of perf, py-spy")
     if options.output is None:
         options.output = Path(f"build/profile-{options.job}-{options.target}.json")
     return options
@@ -250,9 +239,8 @@ def main() -> None:
         block_jobs.fill(options.target, place, size=options.size, report=directory / "fill.json")
         profile = Profiler(cluster, place, options, directory, say).run()
         cluster.remove(options.target)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(as_json(profile), indent=2) + "\n")
-    out = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    output.write(options.output, asdict(profile))
+    out = output.console(220)
     out.print(
         f"{profile.job} on {profile.target}: {profile.iops:,.0f} per second, mean {profile.mean_us:,.0f} µs, "
         f"p99 {profile.p99_us:,.0f} µs, {os.cpu_count()} cores; under profilers: "

@@ -144,18 +144,6 @@ def parse_perf_stat(text: str) -> dict[str, int]:
     return found
 
 
-def parse_strace(text: str) -> dict[str, int]:
-    """The same from the table of `strace -c`."""
-    found: dict[str, int] = {}
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) >= 5 and fields[0][:1].isdigit() and fields[3].isdigit():
-            found["all" if fields[-1] == "total" else fields[-1]] = int(fields[3])
-    if found and "all" not in found:
-        found["all"] = sum(found.values())
-    return found
-
-
 _SAMPLE = re.compile(r"^\s*(\d+)\s+[0-9a-f]+\s+(.*?)\s*\(([^()]*(?:\([^()]*\))?[^()]*)\)\s*$")
 
 
@@ -181,17 +169,6 @@ def parse_stacks(text: str) -> Counter[str]:
         stack, _, count = line.rpartition(" ")
         if stack and count.isdigit():
             found[stack.rsplit(";", 1)[-1]] += int(count)
-    return found
-
-
-def cumulative(text: str) -> Counter[str]:
-    """Samples in which a function was anywhere on the stack."""
-    found: Counter[str] = Counter()
-    for line in text.splitlines():
-        stack, _, count = line.rpartition(" ")
-        if stack and count.isdigit():
-            for frame in set(stack.split(";")):
-                found[frame] += int(count)
     return found
 
 

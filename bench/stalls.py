@@ -14,16 +14,14 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from bench import block_jobs
+from bench import block_jobs, output
 from bench.probe import Probe, Wait, middle_and_worst
 from bench.rig import UP_TIMEOUT, Rig, Say, progress, require, rig, workspace
 from curve_storage.cli.playground import PlaygroundOptions
@@ -189,21 +187,11 @@ def measure(cluster: Rig, device: str, options: argparse.Namespace, say: Say) ->
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in (
-        "FAULT",
-        "ROUNDS",
-        "SLOWEST REQUEST",
-        "WORST",
-        "STANDSTILL",
-        "WORST",
-        "RETURN",
-        "BEFORE",
-        "AT LEAST",
-        "AIM",
+    titles = [
+        "FAULT", "ROUNDS", "SLOWEST REQUEST", "WORST", "STANDSTILL", "WORST", "RETURN", "BEFORE", "AT LEAST", "AIM",
         "VERDICT",
-    ):
-        out.add_column(title, justify="left" if title in ("FAULT", "VERDICT") else "right", no_wrap=True)
+    ]  # fmt: skip
+    out = output.columns(titles, left=("FAULT", "VERDICT"))
     for outcome in outcomes:
         goal = GOALS[outcome.fault]
         middle, worst = middle_and_worst([wait.slowest for wait in outcome.waits])
@@ -221,7 +209,9 @@ def table(outcomes: list[Outcome]) -> Table:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.stalls", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--faults", default=",".join(GOALS), help=f"some of {', '.join(GOALS)}")
+    parser.add_argument(
+        "--faults", type=output.some_of(GOALS), default=",".join(GOALS), help=f"some of {', '.join(GOALS)}"
+    )
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--calm", type=float, default=3.0, help="seconds before each fault")
     parser.add_argument("--stopped", type=float, default=10.0, help="seconds a stopped process stays so")
@@ -229,10 +219,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to measure")
     parser.add_argument("--output", type=Path, default=Path("build/stalls.json"))
     options = parser.parse_args(argv)
-    options.faults = [one.strip() for one in options.faults.split(",") if one.strip()]
-    for one in options.faults:
-        if one not in GOALS:
-            parser.error(f"{one!r} is not one of {', '.join(GOALS)}")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     return options
@@ -250,9 +236,8 @@ def main() -> None:
         block_jobs.fill("fuse", device, size=options.size, report=directory / "fill.json")
         outcomes = measure(cluster, device, options, say)
         cluster.remove("fuse")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
-    out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    output.write(options.output, [asdict(outcome) for outcome in outcomes])
+    out = output.console(200)
     out.print(table(outcomes))
     out.print(f"{os.cpu_count()} cores; written to {options.output}")
 

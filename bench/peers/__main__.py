@@ -16,10 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from bench import block
-from bench.block_jobs import JOBS
+from bench import block, output
+from bench.block_jobs import JOBS, KEYS
 from bench.history import ROOT
 from bench.peers import ceph, gluster, sandbox
 from bench.peers.report import SYSTEMS, durability, table
@@ -55,17 +53,17 @@ def install(systems: list[str]) -> None:
 
 
 def run_peer(system: str, options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    output = directory / f"{system}.json"
+    report = directory / f"{system}.json"
     count = len(options.jobs) or len(JOBS)
     sandbox.run_inside(
         [
             "-m", "bench.peers.measure", system, "--directory", str(directory / system), "--size", str(options.size),
-            "--runtime", str(options.runtime), "--jobs", ",".join(options.jobs), "--output", str(output),
+            "--runtime", str(options.runtime), "--jobs", ",".join(options.jobs), "--output", str(report),
         ],
         mark=mark_of(directory),
         timeout=_SETUP + count * (options.runtime + 60),
     )  # fmt: skip
-    return dict(json.loads(output.read_text()))
+    return dict(json.loads(report.read_text()))
 
 
 def run_curve(options: argparse.Namespace, directory: Path, say: Say) -> dict[str, Any]:
@@ -78,20 +76,15 @@ def run_curve(options: argparse.Namespace, directory: Path, say: Say) -> dict[st
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"some of {', '.join(SYSTEMS)}")
+    parser.add_argument(
+        "--systems", type=output.some_of(SYSTEMS), default=",".join(SYSTEMS), help=f"some of {', '.join(SYSTEMS)}"
+    )
     parser.add_argument("--runtime", type=float, default=5.0, help="seconds per job and system")
     parser.add_argument("--size", type=parse_size, default=512 * MiB, help="area the jobs work on")
-    parser.add_argument("--jobs", default="", help="some of the jobs, comma-separated")
+    parser.add_argument("--jobs", type=output.some_of(KEYS), default="", help="some of the jobs, comma-separated")
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to measure")
     parser.add_argument("--output", type=Path, default=Path("build/peers.json"))
-    options = parser.parse_args(argv)
-    options.systems = [one for one in options.systems.split(",") if one]
-    options.jobs = [one for one in options.jobs.split(",") if one]
-    for wanted, known in ((options.systems, SYSTEMS), (options.jobs, tuple(job.key for job in JOBS))):
-        for one in wanted:
-            if one not in known:
-                parser.error(f"{one!r} is not one of {', '.join(known)}")
-    return options
+    return parser.parse_args(argv)
 
 
 def main() -> None:
@@ -120,9 +113,8 @@ def main() -> None:
             versions[system] = done["version"]
             for job, found in done["jobs"].items():
                 results.setdefault(job, {})[system] = found["value"]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"versions": versions, "results": results}, indent=2) + "\n")
-    out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    output.write(options.output, {"versions": versions, "results": results})
+    out = output.console(200)
     out.print(table(results, [job for job in JOBS if job.key in results], options.systems))
     out.print(durability(options.systems, versions))
     out.print(f"written to {options.output}")

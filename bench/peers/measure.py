@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import block_jobs
+from bench.output import some_of
 from bench.peers import sandbox
 from bench.peers.ceph import Ceph
 from bench.peers.gluster import Gluster
@@ -49,10 +50,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--runtime", type=float, required=True)
-    parser.add_argument("--jobs", default="")
+    parser.add_argument("--jobs", type=some_of(block_jobs.KEYS), default="")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    options.jobs = [job for job in options.jobs.split(",") if job]
     sandbox.inside()
     try:
         result = measure(options)

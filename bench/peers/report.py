@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.block_jobs import Job
+from bench.output import columns
 
 SYSTEMS = ("curve", "ceph", "gluster", "gluster-strict")
 MEANING = {
@@ -26,10 +27,8 @@ def against(results: Mapping[str, Any], peer: str) -> float | None:
 
 def table(results: Mapping[str, Mapping[str, Any]], jobs: Sequence[Job], systems: Sequence[str]) -> Table:
     peers = [system for system in systems if system != "curve"]
-    out = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     titles = ["JOB", "RAW", "RAW SYNC", "CURVE NBD", "CURVE FUSE", *(peer.upper() for peer in peers)]
-    for title in [*titles, *(f"NBD / {peer.upper()}" for peer in peers)]:
-        out.add_column(title, justify="left" if title == "JOB" else "right", no_wrap=True)
+    out = columns([*titles, *(f"NBD / {peer.upper()}" for peer in peers)], left=("JOB",))
     for job in jobs:
         entry = results[job.key]
         cells = [f"{entry[key]:,.0f}" if key in entry else "-" for key in ("raw", "raw_sync", "nbd", "fuse", *peers)]

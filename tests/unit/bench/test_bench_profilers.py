@@ -1,4 +1,4 @@
-"""What is read from perf, strace, py-spy and /proc."""
+"""What is read from perf, py-spy and /proc."""
 
 from __future__ import annotations
 
@@ -19,18 +19,6 @@ def test_perf_stat() -> None:
     )
     assert profilers.parse_perf_stat(text) == {"all": 1200, "writev": 700}
     assert profilers.parse_perf_stat("perf: no such process\n") == {}
-
-
-def test_strace() -> None:
-    text = (
-        "% time     seconds  usecs/call     calls    errors syscall\n"
-        "------ ----------- ----------- --------- --------- ----------------\n"
-        " 61.15    0.000200          20        10         2 read\n"
-        " 38.85    0.000127          15         8           write\n"
-        "------ ----------- ----------- --------- --------- ----------------\n"
-        "100.00    0.000327          18        18         2 total\n"
-    )
-    assert profilers.parse_strace(text) == {"read": 10, "write": 8, "all": 18}
 
 
 def test_perf_script() -> None:
@@ -55,7 +43,6 @@ def test_perf_script() -> None:
 def test_stacks() -> None:
     text = "run (a.py:1);send (b.py:2) 3\nrun (a.py:1) 1\nrun (a.py:1);run (a.py:1);send (b.py:2) 2\n\n"
     assert profilers.parse_stacks(text) == {"send (b.py:2)": 5, "run (a.py:1)": 1}
-    assert profilers.cumulative(text) == {"run (a.py:1)": 6, "send (b.py:2)": 5}
 
 
 def test_stat_with_a_name_in_parentheses() -> None:

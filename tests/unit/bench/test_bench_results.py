@@ -52,9 +52,9 @@ def test_every_goal_is_of_a_job() -> None:
 
 
 def test_ratios_of_durable_writes_are_to_the_durable_disk() -> None:
-    assert block.ratios(RESULTS["write_4k_qd32"]) == {"nbd/raw": 2.0, "fuse/raw": 1.6, "fuse/nbd": 0.8}
-    assert block.ratios(RESULTS["read_4k_qd32"]) == {"nbd/raw": 0.4}
-    assert block.ratios({"nbd": 5.0}) == {}
+    assert history.ratios(RESULTS["write_4k_qd32"]) == {"nbd/raw": 2.0, "fuse/raw": 1.6, "fuse/nbd": 0.8}
+    assert history.ratios(RESULTS["read_4k_qd32"]) == {"nbd/raw": 0.4}
+    assert history.ratios({"nbd": 5.0}) == {}
 
 
 def test_the_table_says_what_is_reached() -> None:
