@@ -38,7 +38,6 @@ class Stage:
     workers: int = 0
     budget: float = 0.0
     compiled: bool = False
-    compiled: bool = False
 
 
 COMPILED_PATHS = (
@@ -88,6 +87,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def finish(process: subprocess.Popen[bytes], what: str, limit: float) -> int:
+    """Its exit status; 124 when it was ended after `limit` seconds. If this program is ended, the child goes first."""
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        print(f"{what}: not done after {limit:.0f} s", flush=True)
+        end(process)
+        return 124
+    except (KeyboardInterrupt, SystemExit):
+        end(process)
+        raise
+
+
 def _terminated(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough: the cleanup is on its way
     raise SystemExit(128 + number)
@@ -102,15 +114,7 @@ def run(stage: Stage) -> Outcome:
         command += ["-n", str(stage.workers)]
     started = time.monotonic()
     process = start(command, {**os.environ, **COMPILED} if stage.compiled else None)
-    try:
-        code = process.wait(stage.limit)
-    except subprocess.TimeoutExpired:
-        print(f"{stage.name}: not done after {stage.limit} s", flush=True)
-        end(process)
-        code = 124
-    except (KeyboardInterrupt, SystemExit):  # this program is ended: the stage first
-        end(process)
-        raise
+    code = finish(process, stage.name, stage.limit)
     outcome = Outcome(stage, code, time.monotonic() - started)
     if report.exists():
         for suite in ET.parse(report).getroot().iter("testsuite"):
@@ -131,14 +135,7 @@ def new_seeds(stage: Stage, outcome: Outcome) -> None:
     seconds = max(SIM_FRESH, stage.budget - outcome.seconds)
     kinds = [argument for kind in SIM_FRESH_KINDS for argument in ("--kind", kind)]
     process = start([sys.executable, "tests/sim/run_seeds.py", "--seconds", f"{seconds:.0f}", *kinds])
-    try:
-        code = process.wait(seconds + 600)  # lives that have begun go to their end
-    except subprocess.TimeoutExpired:
-        end(process)
-        code = 124
-    except (KeyboardInterrupt, SystemExit):
-        end(process)
-        raise
+    code = finish(process, "new seeds", seconds + 600)  # lives that have begun go to their end
     outcome.seconds += time.monotonic() - started
     outcome.code = outcome.code or code
     outcome.passed += code == 0

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 
 from curve_storage.attach import loop
-from curve_storage.cli.playground.processes import Identity, end, identity
+from curve_storage.cli.playground import processes
+from curve_storage.cli.playground.processes import Identity, end
 from curve_storage.errors import CurveError
 
 _PATIENCE = 90.0
@@ -22,17 +22,7 @@ MARK = "CHAOS_RUN"  # not CURVE_…: what begins so configures the daemons, and 
 
 def marked(directory: Path) -> list[Identity]:
     """Living processes of the run in `directory`, this one excepted."""
-    wanted = f"{MARK}={directory}".encode()
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                known = identity(int(entry))
-                if known is not None:
-                    found.append(known)
-    return found
+    return processes.marked(str(directory), variable=MARK)
 
 
 def devices(directory: Path) -> list[loop.LoopDevice]:

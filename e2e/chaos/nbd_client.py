@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-import time
 from pathlib import Path
 
 from curve_storage.attach import nbd_protocol as nbd
@@ -114,10 +113,3 @@ class NbdClient:
 
 class NbdError(OSError):
     """The server answered with an error."""
-
-
-def wait_for(path: Path, seconds: float) -> None:
-    """Until the socket is there."""
-    deadline = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)

@@ -190,13 +190,12 @@ def summary(result: Result, options: Options) -> list[str]:
     done = [outcome for outcome in result.outcomes if not outcome.skipped]
     skipped = len(result.outcomes) - len(done)
     longest = max((seconds for outcome in done for seconds in outcome.waits.values()), default=0.0)
-    good = not result.problems and result.cleaned and bool(done)
     return [
         *table(result.outcomes),
         *(f"PROBLEM: {problem}" for problem in result.problems),
         f"seed {options.seed}: {len(done)} faults ({skipped} skipped) in {options.minutes:g} minutes, "
         f"longest stall {longest:.2f} s, {result.writes} requests, {result.verified >> 20} MiB compared, "
-        f"replicas of {result.chunks} chunks compared: {'nothing lost' if good else 'FAILED'}",
+        f"replicas of {result.chunks} chunks compared: {'nothing lost' if passed(result) else 'FAILED'}",
     ]
 
 

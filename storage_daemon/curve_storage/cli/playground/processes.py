@@ -117,9 +117,9 @@ def spawn(argv: list[str], log: Path, environment: dict[str, str], namespace: st
     return started or Identity(child.pid, -1)
 
 
-def marked(mark: str) -> list[Identity]:
+def marked(mark: str, *, variable: str = MARK) -> list[Identity]:
     """All living processes whose environment carries the mark, this one excepted."""
-    wanted = f"{MARK}={mark}".encode()
+    wanted = f"{variable}={mark}".encode()
     found: list[Identity] = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
