@@ -13,9 +13,9 @@ from pathlib import Path
 
 from curve_storage.clock import ManualClock
 from curve_storage.config import EtcdConfig
-from curve_storage.mds import messages
 from curve_storage.mds.config import MdsConfig
 from curve_storage.mds.records import ChunkServerRecord, CopysetRecord, PoolRecord
+from curve_storage.mds.servicers import take_report
 from curve_storage.mds.term import Term
 from curve_storage.proto import mds_pb2 as pb
 from curve_storage.units import TiB
@@ -190,19 +190,7 @@ class BigCluster:
 
     async def beat(self, data: bytes) -> pb.HeartbeatReply:
         """What the heartbeat service does with a request, up to the reply's bytes."""
-        term = self.term
-        request = pb.HeartbeatRequest.FromString(data)
-        given = await term.run(
-            term.heartbeats.report(
-                request.chunkserver_id,
-                request.secret,
-                address=request.address,
-                full=request.full,
-                beat=messages.beat(request),
-                replicas=messages.replicas(request, term.core.tables),
-            )
-        )
-        reply = messages.answer(given, term.cleaner.removed)
+        reply = await take_report(self.term, pb.HeartbeatRequest.FromString(data))
         reply.SerializeToString()
         return reply
 

@@ -121,17 +121,18 @@ def _chunkservers(core: Core, in_use: list[ChunkServerRecord], now: float) -> It
 
 def _copysets(core: Core, now: float) -> Iterable[Reason]:
     waiting, unavailable, lost, creating = [], [], [], 0
-    for key in sorted(attention(core.tables, core.monitor, now)):
-        record = core.tables.copysets[key]
-        text = f"{key[0]}/{key[1]}"
+    picture = view(core.tables, core.monitor, core.operators.steps(), now=now, per_node=1)
+    for group in picture.noticed():
+        record = core.tables.copysets[group.key]
+        text = f"{record.pool}/{record.id}"
         if not core.monitor.available(record, now, patient=True):
             if record.established:
                 unavailable.append(text)
             else:
                 creating += 1
-        elif core.monitor.lost(record, now):
+        elif group.lost:
             lost.append(text)
-        elif len(record.members) < core.tables.pools[record.pool].replicas:
+        elif len(group.members) < group.replicas:
             waiting.append(text)
     if unavailable:
         yield Reason(
@@ -152,7 +153,7 @@ def _copysets(core: Core, now: float) -> Iterable[Reason]:
             "copyset_degraded",
             f"{len(waiting)} copysets have fewer replicas than they should: {enumerate_some(waiting)}",
         )
-    stuck = recover.stuck(view(core.tables, core.monitor, core.operators.steps(), now=now, per_node=1))
+    stuck = recover.stuck(picture)
     if stuck:
         names = enumerate_some([f"{g.key[0]}/{g.key[1]}" for g in stuck])
         yield Reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from typing import cast
 
 from curve_storage.errors import InvalidArgument
@@ -78,9 +79,26 @@ def chunkserver(core: Core, record: ChunkServerRecord) -> pb.ChunkServer:
 
 
 def pool(core: Core, record: PoolRecord) -> pb.Pool:
+    return _pool(core, record, _broken(core)[record.id])
+
+
+def pools(core: Core) -> list[pb.Pool]:
+    broken = _broken(core)
+    return [_pool(core, record, broken[record.id]) for record in core.tables.pools.values()]
+
+
+def _broken(core: Core) -> Tally[int]:
+    """Copysets that are not healthy, by pool."""
     now = core.clock.monotonic()
-    noticed = (key for key in attention(core.tables, core.monitor, now) if key[0] == record.id)
-    broken = sum(not core.monitor.healthy(core.tables.copysets[key], now, record.replicas) for key in noticed)
+    found: Tally[int] = Tally()
+    for key in attention(core.tables, core.monitor, now):
+        record = core.tables.copysets[key]
+        if not core.monitor.healthy(record, now, core.tables.pools[record.pool].replicas):
+            found[record.pool] += 1
+    return found
+
+
+def _pool(core: Core, record: PoolRecord, broken: int) -> pb.Pool:
     copysets = len(core.tables.pool_copysets.get(record.id, ()))
     used = sum(core.reported(member)[1] for member in core.members_of_pool(record))
     return pb.Pool(

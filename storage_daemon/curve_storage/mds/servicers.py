@@ -261,7 +261,7 @@ class TopologyService(_Service, rpc.TopologyServicer):
 
     async def ListPools(self, request: pb.Empty, context: Context[Any, Any]) -> pb.ListPoolsReply:
         core = self._leadership.term().core
-        return pb.ListPoolsReply(pools=[messages.pool(core, pool) for pool in core.tables.pools.values()])
+        return pb.ListPoolsReply(pools=messages.pools(core))
 
     async def ListServers(self, request: pb.Empty, context: Context[Any, Any]) -> pb.ListServersReply:
         return pb.ListServersReply(servers=messages.servers(self._leadership.term().core))
@@ -305,20 +305,23 @@ class TopologyService(_Service, rpc.TopologyServicer):
         return pb.GetCopysetsReply(copysets=found)
 
 
+async def take_report(term: Term, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
+    given = await term.run(
+        term.heartbeats.report(
+            request.chunkserver_id,
+            request.secret,
+            address=request.address,
+            full=request.full,
+            beat=messages.beat(request),
+            replicas=messages.replicas(request, term.core.tables),
+        )
+    )
+    return messages.answer(given, term.cleaner.removed)
+
+
 class HeartbeatService(_Service, rpc.HeartbeatServicer):
     async def Report(self, request: pb.HeartbeatRequest, context: Context[Any, Any]) -> pb.HeartbeatReply:
-        term = self._leadership.term()
-        given = await term.run(
-            term.heartbeats.report(
-                request.chunkserver_id,
-                request.secret,
-                address=request.address,
-                full=request.full,
-                beat=messages.beat(request),
-                replicas=messages.replicas(request, term.core.tables),
-            )
-        )
-        return messages.answer(given, term.cleaner.removed)
+        return await take_report(self._leadership.term(), request)
 
 
 class ScheduleService(_Service, rpc.ScheduleServicer):
@@ -361,7 +364,7 @@ class AdminService(_Service, rpc.AdminServicer):
         counts = health.counts(core)
         chunkservers = [messages.chunkserver(core, r) for r in core.tables.chunkservers.values()]
         in_use = [c for c in chunkservers if c.admin != pb.ADMIN_STATE_RETIRED]
-        pools = [messages.pool(core, pool) for pool in core.tables.pools.values()]
+        pools = messages.pools(core)
         volumes = [e for e in core.tables.entries.values() if not e.directory and not e.deleted_ms]
         return pb.StatusReply(
             cluster_id=core.tables.cluster.cluster_id if core.tables.cluster else "",

@@ -64,11 +64,9 @@ class Tables:
     volume_copysets: dict[int, Tally[CopysetKey]] = field(default_factory=dict)
     pool_segments: Tally[int] = field(default_factory=Tally)
     live_bytes: Tally[str] = field(default_factory=Tally)  # poolset → sizes of volumes outside the recycle bin
-    placement_version: int = 0  # grows when members of copysets change
     address_version: int = 0  # grows when the address of a chunkserver changes
-    versions: Tally[int] = field(
-        default_factory=Tally
-    )  # by chunkserver: grows when one of its copysets changes members
+    # By chunkserver: grows when one of its copysets changes members.
+    versions: Tally[int] = field(default_factory=Tally)
 
     def find(self, record: Record) -> Record | None:
         match record:
@@ -198,8 +196,7 @@ class Tables:
                 self.copysets_of.setdefault(member, set()).add(key)
                 self.chunks_on[member] += chunks
                 pool[member] += 1
-            self.versions[member] += 1
-        self.placement_version += 1
+                self.versions[member] += 1
 
     def _count_chunks(self, segment: Segment, each: int) -> None:
         for copyset in segment.copyset_ids():

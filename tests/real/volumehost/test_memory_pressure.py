@@ -20,51 +20,32 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 MiB = 1 << 20
 LIMIT = 48 * MiB
 SIZE = 160 * MiB
-
-
 CAP_SYS_RESOURCE = 24
 
 
-class MemoryGroups:
-    """Memory cgroups with a limit; version 1 or 2."""
-
-    def __init__(self) -> None:
-        base = Path("/sys/fs/cgroup")
-        if (base / "memory" / "memory.limit_in_bytes").exists():
-            self._base, self._limit = base / "memory", "memory.limit_in_bytes"
-        elif "memory" in (base / "cgroup.subtree_control").read_text().split():
-            self._base, self._limit = base, "memory.max"
-        else:
-            pytest.skip("no memory cgroup can be made here")
-        self.made: list[Path] = []
-
-    def make(self, limit: int) -> Path:
-        group = self._base / f"curve-test-{os.getpid()}-{len(self.made)}"
-        group.mkdir()
-        self.made.append(group)
-        (group / self._limit).write_text(str(limit))
-        return group
-
-    def remove(self) -> None:
-        deadline = time.monotonic() + 30
-        while any(group.exists() for group in self.made) and time.monotonic() < deadline:
-            for group in self.made:
-                with contextlib.suppress(OSError):
-                    group.rmdir()
-            time.sleep(0.1)
-
-
 @pytest.fixture
-def groups(make_node: Callable[..., Any]) -> Iterator[MemoryGroups]:
-    """make_node: the node's processes, which may live in a group, are ended before the groups are removed."""
-    made = MemoryGroups()
-    yield made
+def small_group() -> Iterator[Path]:
+    """A memory cgroup limited to LIMIT; version 1 or 2."""
+    base = Path("/sys/fs/cgroup")
+    name = f"curve-test-{os.getpid()}"
+    if (base / "memory" / "memory.limit_in_bytes").exists():
+        group, limit = base / "memory" / name, "memory.limit_in_bytes"
+    elif "memory" in (base / "cgroup.subtree_control").read_text().split():
+        group, limit = base / name, "memory.max"
+    else:
+        pytest.skip("no memory cgroup can be made here")
+    group.mkdir()
+    (group / limit).write_text(str(LIMIT))
+    yield group
     # What still lives there goes on elsewhere.
-    for group in made.made:
-        for pid in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):
-                (group.parent / "cgroup.procs").write_text(pid)
-    made.remove()
+    for pid in (group / "cgroup.procs").read_text().split():
+        with contextlib.suppress(OSError):
+            (group.parent / "cgroup.procs").write_text(pid)
+    deadline = time.monotonic() + 30
+    while group.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        time.sleep(0.1)
 
 
 def held(pid: int, field: str) -> str:
@@ -88,14 +69,11 @@ def test_what_cannot_be_had_is_said_in_log_and_status(make_node: Callable[..., A
     assert attachment.health == pb.HEALTH_HEALTHY
 
 
-def test_dirty_pages_of_a_small_group_drain(
-    make_node: Callable[..., Any], tmp_path: Path, groups: MemoryGroups
-) -> None:
+def test_dirty_pages_of_a_small_group_drain(make_node: Callable[..., Any], tmp_path: Path, small_group: Path) -> None:
     node = make_node()
     node.create(1, 256 * MiB)
     attachment = node.attach(1)
     assert int(held(attachment.pid, "VmLck")) * 1024 > 32 * MiB, "the data process has not locked its memory"
-    small_group = groups.make(LIMIT)
     folder = tmp_path / "fs"
     node.format_and_mount(attachment.device, folder)
     source = tmp_path / "source"

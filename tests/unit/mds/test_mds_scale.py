@@ -163,9 +163,8 @@ def limits_raised(config: MdsConfig) -> MdsConfig:
 
 def plain(cluster: BigCluster) -> View:
     """The same picture without any index: every group made, every group looked at."""
-    core = cluster.term.core
-    lazy = view(core.tables, core.monitor, core.operators.steps(), now=core.clock.monotonic(), per_node=1)
-    return View(lazy.nodes, dict(lazy.groups.items()), dict(lazy.steps), per_node=1)
+    indexed = lazy(cluster)
+    return View(indexed.nodes, dict(indexed.groups.items()), dict(indexed.steps), per_node=1)
 
 
 def lazy(cluster: BigCluster) -> View:
@@ -247,8 +246,9 @@ async def test_indices_find_what_a_look_at_everything_finds(seed: int) -> None:
         assert noticed | set(whole) == core.tables.copysets.keys()
         counts = health.counts(core)
         assert (counts.healthy, counts.available) == (len(whole), len(available))
-        for pool in core.tables.pools.values():
-            assert messages.pool(core, pool).copysets_healthy == len([key for key in whole if key[0] == pool.id])
+        for pool in messages.pools(core):
+            assert pool.copysets_healthy == len([key for key in whole if key[0] == pool.id])
+            assert pool == messages.pool(core, core.tables.pools[pool.id])
         for found, expected in zip(wanted(lazy(cluster)), wanted(plain(cluster)), strict=True):
             assert [str(step.copyset) + str(step) for step in found] == [
                 str(step.copyset) + str(step) for step in expected
