@@ -6,7 +6,7 @@ from typing import Any
 
 from curve_operator import manifests, names
 from curve_operator.actions import Apply, Finding, Plan, Scale, SetFinalizers
-from curve_operator.observed import Observed
+from curve_operator.observed import Observed, component_of
 from curve_operator.placement import Layout
 from curve_operator.settings import Settings
 
@@ -73,7 +73,7 @@ def running_pods(observed: Observed) -> tuple[str, ...]:
         pod["metadata"]["name"]
         for pod in observed.pods
         if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-        and (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != "wipe"
+        and component_of(pod) != "wipe"
         and (pod.get("spec") or {}).get("nodeName", "") in {"", *ready}
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from curve_operator import names, readiness
 from curve_operator.kube import Kube
 from curve_operator.mds_view import MdsConnection, look
-from curve_operator.observed import NO_MDS, MdsView, Observed, ready_replicas
+from curve_operator.observed import NO_MDS, MdsView, Observed, component_of, ready_replicas
 from curve_operator.placement import Node
 from curve_operator.settings import Settings
 from curve_storage.errors import CurveError
@@ -34,9 +34,11 @@ async def observe(kube: Kube, mds: MdsConnection, settings: Settings, resource: 
     )
     objects = {(item["kind"], item["metadata"]["name"]): item for group in groups for item in group}
     deleting = bool(resource["metadata"].get("deletionTimestamp"))
-    view = await _mds(mds, settings, objects, want_names=deleting)
-    mds_pods = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == "mds"]
-    answers = await readiness.complaints(mds_pods, settings.mds.http_port)
+    mds_pods = [pod for pod in pods if component_of(pod) == "mds"]
+    view, answers = await asyncio.gather(
+        _mds(mds, settings, objects, want_names=deleting),
+        readiness.complaints(mds_pods, settings.mds.http_port),
+    )
     volumes: tuple[str, ...] = ()
     if deleting:
         cluster_id = view.cluster_id or str((resource.get("status") or {}).get("clusterId") or "")

@@ -98,7 +98,7 @@ class Observed:
         return [
             item
             for (kind, _), item in sorted(self.objects.items())
-            if kind == "StatefulSet" and (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == component
+            if kind == "StatefulSet" and component_of(item) == component
         ]
 
     def existing_chunkservers(self) -> list[Existing]:
@@ -117,6 +117,10 @@ class Observed:
 
     def pods_of(self, daemon: str) -> list[Manifest]:
         return [pod for pod in self.pods if (pod["metadata"].get("labels") or {}).get(names.LABEL_DAEMON) == daemon]
+
+
+def component_of(item: Manifest) -> str:
+    return str((item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, ""))
 
 
 def ready_replicas(workload: Manifest | None) -> int:

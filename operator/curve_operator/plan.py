@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from curve_operator import daemon_config, deletion, manifests, names
 from curve_operator.actions import Apply, CreatePool, Finding, Plan, SetFinalizers
 from curve_operator.drift import first_difference
-from curve_operator.observed import ChunkserverView, Observed, ready_replicas, ready_since, trouble
+from curve_operator.observed import ChunkserverView, Observed, component_of, ready_replicas, ready_since, trouble
 from curve_operator.placement import Layout, layout
 from curve_operator.rollout import roll
 from curve_operator.security import plan_security
@@ -178,13 +177,9 @@ def _chunkserver_gate(observed: Observed, now: datetime, *, upgraded: bool) -> s
         return f"chunkserver {offline[0]} is offline"
     for pod in observed.pods:
         since = ready_since(pod)
-        if since is not None and now - since < CATCH_UP and _component(pod) == "chunkserver":
+        if since is not None and now - since < CATCH_UP and component_of(pod) == "chunkserver":
             return f"{pod['metadata']['name']} became ready a moment ago: its copysets catch up first"
     return ""
-
-
-def _component(pod: Mapping[str, Any]) -> str:
-    return str((pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, ""))
 
 
 def view_of(slot_name: str, observed: Observed) -> ChunkserverView | None:
@@ -263,7 +258,7 @@ def _report_role(
         return
     reasons = []
     for pod in observed.pods:
-        if _component(pod) == component:
+        if component_of(pod) == component:
             why = trouble(pod) or observed.answers.get(pod["metadata"]["name"], "")
             if why:
                 reasons.append(f"{pod['metadata']['name']}: {why}")

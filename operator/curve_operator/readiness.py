@@ -8,6 +8,8 @@ from typing import Any
 
 import aiohttp
 
+from curve_operator.observed import ready_since
+
 TIMEOUT = 2.0
 """Seconds for all answers together: a round must not wait for a pod that says nothing."""
 ASKED = 8
@@ -20,8 +22,7 @@ def unready(pods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     found = []
     for pod in pods:
         status = pod.get("status") or {}
-        ready = any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or [])
-        if status.get("phase") == "Running" and status.get("podIP") and not ready:
+        if status.get("phase") == "Running" and status.get("podIP") and ready_since(pod) is None:
             found.append((pod["metadata"]["name"], str(status["podIP"])))
     return found
 

@@ -14,7 +14,7 @@ REASON = "etcd does not answer at e1:2379: no route"
 
 
 def pod(name: str, *, ready: bool = False, phase: str = "Running") -> dict[str, Any]:
-    conditions = [{"type": "Ready", "status": str(ready)}]
+    conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-01-01T00:00:00Z"}]
     return {"metadata": {"name": name}, "status": {"phase": phase, "podIP": "127.0.0.1", "conditions": conditions}}
 
 
