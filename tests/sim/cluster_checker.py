@@ -117,17 +117,15 @@ class History:
     # --- the check ---------------------------------------------------------------------------------------------------
 
     def check(self) -> int:
-        """Over everything so far; the number of units. Raises Broken."""
-        for unit, events in sorted(self._events.items()):
-            _check_unit(unit, events)
-        return len(self._events)
+        """Over everything so far; the number of units that were checked to the end. Raises Broken."""
+        return sum(_check_unit(unit, events) for unit, events in sorted(self._events.items()))
 
 
 _Config = tuple[int, Writer, frozenset[int]]
 """Value, newest writer that took effect, pending operations that took effect already."""
 
 
-def _check_unit(unit: Unit, events: list[tuple[str, Any, int]]) -> None:
+def _check_unit(unit: Unit, events: list[tuple[str, Any, int]]) -> bool:
     seen = {op.values[unit] for kind, op, _ in events if kind == "end" and op.reading}
     pending: dict[int, tuple[bool, int, Writer]] = {}
     configs: set[_Config] = {(0, (0, 0), frozenset())}
@@ -180,7 +178,7 @@ def _check_unit(unit: Unit, events: list[tuple[str, Any, int]]) -> None:
         try:
             configs = {(value, newest, taken - {op.number}) for value, newest, taken in reachable(configs, op.number)}
         except OverflowError:
-            return  # too many orders to try: this unit stays unchecked from here on
+            return False  # too many orders to try: this unit stays unchecked from here on
         del pending[op.number]
         if not configs:
             raise Broken(
@@ -188,3 +186,4 @@ def _check_unit(unit: Unit, events: list[tuple[str, Any, int]]) -> None:
                 + "\n  ".join(log[-25:]),
                 line,
             )
+    return True

@@ -162,10 +162,6 @@ class Process:
         self._buried.clear()
 
 
-class _Idle:
-    sockets = ()
-
-
 class ProcessLoop(asyncio.AbstractEventLoop):
     """The event loop of one life."""
 

@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cluster_loop import Process, ProcessLoop
+from cluster_loop import ProcessLoop
 
 from curve_storage.wire.frame import HEADER, HEADER_SIZE
 
 _HIGH = 8 << 20
-_SYN_AGAIN = 1.0
 
 
 class Network:
@@ -318,7 +317,3 @@ class SimTransport(asyncio.Transport):
 
     def get_protocol(self) -> Any:
         return self.protocol
-
-
-def hosts(processes: list[Process]) -> list[str]:
-    return [process.name for process in processes]

@@ -187,8 +187,8 @@ def run(seed: int, events: int = EVENTS) -> Life:
         try:
             life.live()
         except Violation as violation:
-            what = str(violation).partition("\n" + violation.trace[0])[0] if violation.trace else str(violation)
-            raise Violation(f"seed {seed}, at {life.world.scheduler.time:.3f} s: {what}", violation.trace) from None
+            what = f"seed {seed}, at {life.world.scheduler.time:.3f} s: {violation.what}"
+            raise Violation(what, violation.trace) from None
         except Exception as error:
             world = life.world
             what = f"seed {seed}, at {world.scheduler.time:.3f} s: {type(error).__name__}: {error}"

@@ -18,7 +18,6 @@ from curve_storage.proto import mds_pb2 as pb
 from curve_storage.units import CHUNK_SIZE, GiB
 
 PER_CHUNK = CHUNK_SIZE // BLOCK
-PER_SEGMENT = GiB // BLOCK
 HOT = (0, 1, 2, 3)
 """Blocks of a chunk that are used; the last block of the chunk before is too. Block 3 is written in sectors."""
 T = TypeVar("T")

@@ -35,11 +35,12 @@ KEYRING = Path("/keyring")
 
 
 class Violation(AssertionError):
-    """trace: what happened last, one line each."""
+    """what: without the trace; trace: what happened last, one line each."""
 
     def __init__(self, what: str, trace: list[str] | None = None) -> None:
+        self.what = what
         self.trace = trace or []
-        super().__init__(what + ("\n" + "\n".join(self.trace) if trace else ""))
+        super().__init__("\n".join([what, *self.trace]))
 
 
 class World:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from cluster_disk import MOUNTS, Disk, File, SimOs, SimPath
 from cluster_loop import Process
 from cluster_patches import SimHandle
@@ -457,21 +458,17 @@ def rot(disk: Disk, copyset_: Copyset, state: State, rng: random.Random) -> None
 
 @contextmanager
 def on_simulated_disks(os: SweepOs) -> Iterator[None]:
-    handle = chunk_file.Handle
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         for module in _PATCHED:
-            module.os = os  # type: ignore[attr-defined]
-        chunk_file.Handle = snapshot.Handle = SimHandle  # type: ignore[misc]
-        yield
-    finally:
-        import os as real_os
-
-        for module in _PATCHED:
-            module.os = real_os  # type: ignore[attr-defined]
-        chunk_file.Handle = snapshot.Handle = handle  # type: ignore[misc]
-        Process.running = None
-        MOUNTS.pop("m", None)
-        MOUNTS.pop("peer", None)
+            patch.setattr(module, "os", os)
+        for module in (chunk_file, snapshot):
+            patch.setattr(module, "Handle", SimHandle)
+        try:
+            yield
+        finally:
+            Process.running = None
+            MOUNTS.pop("m", None)
+            MOUNTS.pop("peer", None)
 
 
 def sweep(seed: int, steps: int = 60, every: int = 1) -> int:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+
+from curve_storage.chunkserver.writers import Verdict, WriterTable
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -41,6 +44,17 @@ def mutation(what: str, check: str) -> Callable[[Plant], Plant]:
         return plant
 
     return add
+
+
+def apply_in_spite_of(patch: pytest.MonkeyPatch, *verdicts: Verdict) -> None:
+    """The writers' table lets through what it should have answered with these."""
+    original = WriterTable.admit
+
+    def admit(self: Any, *request: int) -> Verdict:
+        verdict = original(self, *request)
+        return Verdict.APPLY if verdict in verdicts else verdict
+
+    patch.setattr(WriterTable, "admit", admit)
 
 
 def all_mutations() -> list[Mutation]:

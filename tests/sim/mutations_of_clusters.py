@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from mutations import CLUSTERS, mutation
+from mutations import CLUSTERS, apply_in_spite_of, mutation
 
 from curve_storage.chunkserver.writers import Verdict, WriterTable
 from curve_storage.consensus.raft_reads import Reads
 
 
-def _admit(patch: pytest.MonkeyPatch, *mistaken: Verdict) -> None:
-    original = WriterTable.admit
-
-    def admit(self: Any, *request: int) -> Verdict:
-        verdict = original(self, *request)
-        return Verdict.APPLY if verdict in mistaken else verdict
-
-    patch.setattr(WriterTable, "admit", admit)
-
-
 @mutation("A volume's old writer goes on after a takeover: no chunkserver checks epochs", CLUSTERS)
 def old_writers_go_on_after_a_takeover(patch: pytest.MonkeyPatch) -> None:
-    _admit(patch, Verdict.FENCED)
+    apply_in_spite_of(patch, Verdict.FENCED)
     patch.setattr(WriterTable, "fenced", lambda self, *request: False)
     patch.setattr(WriterTable, "epoch", lambda self, volume: 0)
 
@@ -35,4 +23,4 @@ def deposed_leaders_serve_reads(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("A session's repeated and late writes are applied again", CLUSTERS)
 def sessions_are_not_deduplicated(patch: pytest.MonkeyPatch) -> None:
-    _admit(patch, Verdict.ALREADY_APPLIED, Verdict.STALE)
+    apply_in_spite_of(patch, Verdict.ALREADY_APPLIED, Verdict.STALE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mutations import COPYSET, LOG, mutation
+from mutations import COPYSET, LOG, apply_in_spite_of, mutation
 
-from curve_storage.chunkserver import atomic_file, copyset, copyset_meta, snapshot
+from curve_storage.chunkserver import atomic_file, copyset, snapshot
 from curve_storage.chunkserver.chunk_file import ChunkFile
 from curve_storage.chunkserver.writers import Verdict, WriterTable
 from curve_storage.consensus import log_scan
@@ -107,19 +107,12 @@ def checkpoints_are_not_atomic(patch: pytest.MonkeyPatch) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
 
-    assert copyset_meta.FILE
     patch.setattr(copyset, "write_atomic", write_in_place)
 
 
 @mutation("A repeated write is applied again", COPYSET)
 def repeated_requests_are_applied_again(patch: pytest.MonkeyPatch) -> None:
-    original = WriterTable.admit
-
-    def admit(self: Any, *request: int) -> Verdict:
-        verdict = original(self, *request)
-        return Verdict.APPLY if verdict is Verdict.ALREADY_APPLIED else verdict
-
-    patch.setattr(WriterTable, "admit", admit)
+    apply_in_spite_of(patch, Verdict.ALREADY_APPLIED)
 
 
 @mutation("The writers' table is forgotten by a restart", COPYSET)
@@ -129,24 +122,12 @@ def restarts_forget_the_writers(patch: pytest.MonkeyPatch) -> None:
 
 @mutation("The epoch of a writer is not compared", COPYSET)
 def epochs_are_not_compared(patch: pytest.MonkeyPatch) -> None:
-    original = WriterTable.admit
-
-    def admit(self: Any, *request: int) -> Verdict:
-        verdict = original(self, *request)
-        return Verdict.APPLY if verdict is Verdict.FENCED else verdict
-
-    patch.setattr(WriterTable, "admit", admit)
+    apply_in_spite_of(patch, Verdict.FENCED)
 
 
 @mutation("A late request below what the writer has acknowledged is applied", COPYSET)
 def late_requests_are_applied(patch: pytest.MonkeyPatch) -> None:
-    original = WriterTable.admit
-
-    def admit(self: Any, *request: int) -> Verdict:
-        verdict = original(self, *request)
-        return Verdict.APPLY if verdict is Verdict.STALE else verdict
-
-    patch.setattr(WriterTable, "admit", admit)
+    apply_in_spite_of(patch, Verdict.STALE)
 
 
 @mutation("Checksums are not compared when a block is read", COPYSET)

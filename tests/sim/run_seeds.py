@@ -37,9 +37,8 @@ def run(kind: str, seed: int) -> Failure | None:
         source: BaseException | None = error
         while source is not None and not getattr(source, "trace", None):
             source = source.__cause__
-        trace = [str(line) for line in getattr(source, "trace", [])[-100:]] or traceback.format_exc().splitlines()[
-            -100:
-        ]
+        lines = getattr(source, "trace", []) or traceback.format_exc().splitlines()
+        trace = [str(line) for line in lines[-100:]]
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", "\n".join(trace)
     return None
 
@@ -50,8 +49,7 @@ class State:
     def __init__(self, path: Path, kind: str, base: int) -> None:
         self._path = path
         self._key = f"{kind} {base}"
-        self._all = self._load()
-        mine = self._all.get(self._key, {})
+        mine = self._load().get(self._key, {})
         self.next = int(mine.get("next", base))
         self.failed: dict[str, str] = dict(mine.get("failed", {}))
         self._done: set[int] = set()
@@ -73,10 +71,11 @@ class State:
             self.next += 1
 
     def save(self) -> None:
-        self._all[self._key] = {"next": self.next, "failed": self.failed}
+        everything = self._load()  # now: the runs of other kinds write it too
+        everything[self._key] = {"next": self.next, "failed": self.failed}
         self._path.parent.mkdir(exist_ok=True)
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(self._all, indent=1))
+        fresh.write_text(json.dumps(everything, indent=1))
         fresh.replace(self._path)
 
 

@@ -33,6 +33,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     assert json.loads(state.read_text())["consensus 1"]["next"] == 4
     second = start("--kind", "consensus", "--seeds", "5", "--workers", "2", "--state", str(state))
+    assert second.returncode == 0, second.stdout + second.stderr
     assert "goes on at seed 4" in second.stdout
     assert "2 seeds (now consensus), 0 failed" in second.stdout
 
@@ -61,6 +62,14 @@ def test_seeds_end_in_any_order_and_none_is_skipped(tmp_path: Path) -> None:
     assert state.next == 1
     state.done(1)
     assert state.next == 3
+
+
+def test_each_kind_keeps_its_place(tmp_path: Path) -> None:
+    first, second = (run_seeds.State(tmp_path / "state.json", kind, 1) for kind in ("log", "copyset"))
+    for state in (first, second):
+        state.done(1)
+        state.save()
+    assert [run_seeds.State(tmp_path / "state.json", kind, 1).next for kind in ("log", "copyset")] == [2, 2]
 
 
 def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
