@@ -102,6 +102,16 @@ class Group:
     def read(self, chunk: int, first: int, count: int) -> Awaitable[Any]:
         return reading.read(self.mine, chunk, first * BLOCK_SIZE, count * BLOCK_SIZE, self.repairer)
 
+    def scrubber(self, clock: ManualClock, **config: float) -> Scrubber:
+        return Scrubber(
+            SimpleNamespace(by_group={self.parts.GROUP: self.mine}),  # type: ignore[arg-type]
+            self.repairer,
+            self.disks[1].monitor,
+            ScrubConfig(**config),  # type: ignore[arg-type]
+            clock,
+            sleep=self.sleep,
+        )
+
 
 @pytest.fixture
 def group(tmp_path: Path, parts: SimpleNamespace) -> Group:
@@ -196,14 +206,7 @@ async def test_a_hollow_chunk_is_read_from_others_and_filled_when_there_is_space
     group.apply(parts.delete(1, group.seq))
     group.disks[1].settle()
     clock = ManualClock()
-    scrubber = Scrubber(
-        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
-        group.repairer,
-        group.disks[1].monitor,
-        ScrubConfig(),
-        clock,
-        sleep=group.sleep,
-    )
+    scrubber = group.scrubber(clock)
     await scrubber.copyset(group.mine)
     assert group.mine.chunks.hollow == set()
     group.replicas.down = {2, 3}
@@ -219,14 +222,7 @@ async def test_known_bad_blocks_are_fetched_without_being_read(tmp_path: Path, p
     group.write(3, 1, 77)  # gives the hollow chunk a file, block 0 is still missing
     group.replicas.down = {2, 3}
     clock = ManualClock()
-    scrubber = Scrubber(
-        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
-        group.repairer,
-        group.disks[1].monitor,
-        ScrubConfig(),
-        clock,
-        sleep=group.sleep,
-    )
+    scrubber = group.scrubber(clock)
     assert group.mine.chunks.suspect() == [3]
     await scrubber.copyset(group.mine)
     asked = len(group.replicas.asked)
@@ -241,21 +237,14 @@ async def test_known_bad_blocks_are_fetched_without_being_read(tmp_path: Path, p
     assert bytes(await group.read(3, 0, 3)) == block(3) + block(77) + bytes(BLOCK_SIZE)
 
 
-async def test_the_scrub_heals_cold_chunks_when_they_are_due(group: Group, parts: SimpleNamespace) -> None:
+async def test_the_scrub_heals_cold_chunks_when_they_are_due(group: Group) -> None:
     for chunk in (1, 2):
         group.write(chunk, 0, *range(1, 300))
     await group.mine.checkpoint()
     group.rot(1, 250)
     group.rot(2, 7)
     clock = ManualClock()
-    scrubber = Scrubber(
-        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
-        group.repairer,
-        group.disks[1].monitor,
-        ScrubConfig(interval=1000.0),
-        clock,
-        sleep=group.sleep,
-    )
+    scrubber = group.scrubber(clock, interval=1000.0)
     await scrubber.copyset(group.mine)
     assert group.replicas.asked == []
     clock.advance(1001)
@@ -267,9 +256,7 @@ async def test_the_scrub_heals_cold_chunks_when_they_are_due(group: Group, parts
 
 
 @pytest.mark.parametrize("wrong_at_start", [False, True])
-async def test_the_scrub_goes_on_after_a_clock_that_was_ahead(
-    group: Group, parts: SimpleNamespace, wrong_at_start: bool
-) -> None:
+async def test_the_scrub_goes_on_after_a_clock_that_was_ahead(group: Group, wrong_at_start: bool) -> None:
     """Within an interval of the right time, not when that has come as far as the wrong one was."""
     group.write(1, 0, *range(1, 30))
     await group.mine.checkpoint()
@@ -281,14 +268,7 @@ async def test_the_scrub_goes_on_after_a_clock_that_was_ahead(
             return super().wall() + self.ahead
 
     clock = Ahead()
-    scrubber = Scrubber(
-        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
-        group.repairer,
-        group.disks[1].monitor,
-        ScrubConfig(interval=1000.0),
-        clock,
-        sleep=group.sleep,
-    )
+    scrubber = group.scrubber(clock, interval=1000.0)
     await scrubber.copyset(group.mine)
     clock.ahead = 1e8
     await scrubber.copyset(group.mine)
@@ -302,9 +282,7 @@ async def test_the_scrub_goes_on_after_a_clock_that_was_ahead(
     assert [offset // BLOCK_SIZE for _, offset, _ in group.replicas.asked] == [7]
 
 
-async def test_the_scrub_finds_rot_in_header_table_and_meta_of_what_nobody_opens(
-    group: Group, parts: SimpleNamespace
-) -> None:
+async def test_the_scrub_finds_rot_in_header_table_and_meta_of_what_nobody_opens(group: Group) -> None:
     group.write(1, 0, *range(1, 30))
     await group.mine.checkpoint()
     chunk = group.mine.chunks.get(1)
@@ -312,14 +290,7 @@ async def test_the_scrub_finds_rot_in_header_table_and_meta_of_what_nobody_opens
     good = os.pread(chunk.fd, DATA_START, 0)
     meta = group.mine.path / "meta"
     clock = ManualClock()
-    scrubber = Scrubber(
-        SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
-        group.repairer,
-        group.disks[1].monitor,
-        ScrubConfig(interval=1000.0),
-        clock,
-        sleep=group.sleep,
-    )
+    scrubber = group.scrubber(clock, interval=1000.0)
     await scrubber.copyset(group.mine)
     for position in (3, 30, 100, 4096 + 5, 4096 + 4000):
         os.pwrite(chunk.fd, bytes([good[position] ^ 0x20]), position)
@@ -334,7 +305,7 @@ async def test_the_scrub_finds_rot_in_header_table_and_meta_of_what_nobody_opens
     assert group.replicas.asked == [], "what this process knows needs no other replica"
 
 
-async def test_every_chunk_has_its_moment_whatever_is_restarted(group: Group, parts: SimpleNamespace) -> None:
+async def test_every_chunk_has_its_moment_whatever_is_restarted(group: Group) -> None:
     for chunk in (1, 2, 3):
         group.write(chunk, 0, 5)
     await group.mine.checkpoint()
@@ -343,14 +314,7 @@ async def test_every_chunk_has_its_moment_whatever_is_restarted(group: Group, pa
     for chunk in (1, 2, 3):
         group.rot(chunk, 0)
     for _ in range(40):  # a process that never lives for a whole interval
-        scrubber = Scrubber(
-            SimpleNamespace(by_group={parts.GROUP: group.mine}),  # type: ignore[arg-type]
-            group.repairer,
-            group.disks[1].monitor,
-            ScrubConfig(interval=1000.0),
-            clock,
-            sleep=group.sleep,
-        )
+        scrubber = group.scrubber(clock, interval=1000.0)
         for _ in range(3):
             asked = len(group.replicas.asked)
             await scrubber.copyset(group.mine)

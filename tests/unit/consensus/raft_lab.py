@@ -112,3 +112,8 @@ class Lab:
 
     def leaders(self) -> list[int]:
         return [number for number, member in self.members.items() if member.raft.role is Role.LEADER]
+
+
+def commands(lab: Lab, number: int) -> list[bytes]:
+    """The headers of the commands that a member has applied."""
+    return [each.header for each in lab.members[number].applied if each.kind == COMMAND]

@@ -11,19 +11,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from log_lab import MEMBERS, commit, opened
 
 from curve_storage.consensus import log_record
-from curve_storage.consensus.api import Membership
-from curve_storage.consensus.config import LogConfig
-from curve_storage.consensus.disk import RealDisk
 from curve_storage.consensus.entry import COMMAND, CONFIG, Entry, HardState, pack_membership
 from curve_storage.consensus.log import SharedLog
 from curve_storage.consensus.log_record import HEADER_SIZE, Record, unpack_header
 from curve_storage.errors import Corruption
 
-SEGMENT = 32 * 1024
-CONFIG_ = LogConfig(segment_size=SEGMENT, max_size=4 * SEGMENT)
-MEMBERS = Membership(voters=(1, 2, 3))
 GROUPS = (5, 6, 7)
 NAMES = {
     value: name
@@ -32,22 +27,6 @@ NAMES = {
 }
 
 Promise = tuple[int, int, int, tuple[tuple[int, bytes, bytes], ...]]
-
-
-def opened(path: Path) -> SharedLog:
-    log = SharedLog(RealDisk(path), CONFIG_)
-    log.open()
-    return log
-
-
-def commit(log: SharedLog) -> None:
-    while log.pool.wants_more():
-        log.pool.prepare()
-    log.resume()
-    batch = log.take_batch()
-    assert batch is not None
-    batch.write()
-    log.finish(batch)
 
 
 def promise(log: SharedLog, group: int) -> Promise:
@@ -84,6 +63,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not log.seal_idle() and log.seal_idle(), "at rest since the last look"
     commit(log)
     assert not log.seal_idle(), "once is enough"
+    assert not log.stalled, "everything was written"
     log.close()
     return path
 

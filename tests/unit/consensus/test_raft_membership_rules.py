@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from raft_lab import CONFIG, Lab, entry
+from raft_lab import CONFIG, Lab, commands, entry
 
 from curve_storage.consensus.api import Membership, Role
 from curve_storage.consensus.config import RaftConfig
-from curve_storage.consensus.entry import COMMAND
-from curve_storage.consensus.raft_messages import (
-    APPEND,
-    PREVOTE,
-    VOTE,
-    Message,
-)
+from curve_storage.consensus.raft import Raft
+from curve_storage.consensus.raft_messages import APPEND, PREVOTE, VOTE, Message
 from curve_storage.consensus.raft_progress import REPLICATE
 from curve_storage.errors import FailedPrecondition
-
-LEASE = CONFIG.lease * (1 - CONFIG.drift)
-
-
-def commands(lab: Lab, number: int) -> list[bytes]:
-    return [each.header for each in lab.members[number].applied if each.kind == COMMAND]
-
 
 # 7. Membership.
 
@@ -118,13 +106,19 @@ def test_truncated_membership_is_no_longer_in_force() -> None:
 # 8. Snapshots.
 
 
-def test_member_behind_the_log_needs_a_snapshot_and_goes_on_from_there() -> None:
+def member_left_behind() -> tuple[Lab, Raft]:
+    """3 is cut off while ten commands, "0" to "9", are committed; with the leader, 1."""
     lab = Lab(1, 2, 3)
     leader = lab.elect(1)
     lab.cut = {3}
     for number in range(10):
         leader.propose([(b"%d" % number, b"")], lab.now)
         lab.settle()
+    return lab, leader
+
+
+def test_member_behind_the_log_needs_a_snapshot_and_goes_on_from_there() -> None:
+    lab, leader = member_left_behind()
     lab.raft(1).compact(8)
     lab.cut = set()
     lab.advance(0.5)
@@ -138,12 +132,7 @@ def test_member_behind_the_log_needs_a_snapshot_and_goes_on_from_there() -> None
 
 
 def test_failed_snapshot_is_asked_for_again() -> None:
-    lab = Lab(1, 2, 3)
-    leader = lab.elect(1)
-    lab.cut = {3}
-    for _ in range(10):
-        leader.propose([(b"x", b"")], lab.now)
-        lab.settle()
+    lab, leader = member_left_behind()
     leader.compact(8)
     lab.cut = set()
     lab.advance(0.5)
@@ -252,12 +241,7 @@ def test_certain_death_of_the_leader_needs_no_waiting() -> None:
 
 
 def test_refusal_at_the_start_of_the_log_leads_to_a_snapshot_not_in_circles() -> None:
-    lab = Lab(1, 2, 3)
-    leader = lab.elect(1)
-    lab.cut = {3}
-    for _ in range(10):
-        leader.propose([(b"x", b"")], lab.now)
-        lab.settle()
+    lab, leader = member_left_behind()
     leader.compact(leader.log.last - 2)
     base = leader.log.base
     stale = lab.raft(3)
@@ -303,12 +287,7 @@ def test_new_member_with_nothing_to_receive_is_probed() -> None:
 
 
 def test_member_that_a_snapshot_made_equal_is_replicated_to_at_once() -> None:
-    lab = Lab(1, 2, 3)
-    leader = lab.elect(1)
-    lab.cut = {3}
-    for _ in range(10):
-        leader.propose([(b"x", b"")], lab.now)
-        lab.settle()
+    lab, leader = member_left_behind()
     leader.compact(leader.log.last)
     lab.cut = set()
     lab.advance(0.5)

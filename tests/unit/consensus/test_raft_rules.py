@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from raft_lab import CONFIG, Lab, entry
+from raft_lab import CONFIG, Lab, commands, entry
 
 from curve_storage.consensus.api import Role
 from curve_storage.consensus.config import RaftConfig
-from curve_storage.consensus.entry import COMMAND, NOOP
+from curve_storage.consensus.entry import NOOP
 from curve_storage.consensus.raft_messages import (
     APPEND,
     APPEND_REPLY,
@@ -21,10 +21,6 @@ from curve_storage.consensus.raft_messages import (
 from curve_storage.errors import NotLeader
 
 LEASE = CONFIG.lease * (1 - CONFIG.drift)
-
-
-def commands(lab: Lab, number: int) -> list[bytes]:
-    return [each.header for each in lab.members[number].applied if each.kind == COMMAND]
 
 
 # 1. The leader sends before its own disk, but counts itself only after it.

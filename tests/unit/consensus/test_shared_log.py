@@ -6,34 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from log_lab import MEMBERS, SMALL, commit, opened
 
 from curve_storage.consensus.api import Membership
-from curve_storage.consensus.config import LogConfig
 from curve_storage.consensus.disk import RealDisk
 from curve_storage.consensus.entry import COMMAND, CONFIG, Entry, HardState, pack_membership
 from curve_storage.consensus.incarnation import next_incarnation
 from curve_storage.consensus.log import SharedLog
 from curve_storage.consensus.log_record import HEADER_SIZE
 from curve_storage.errors import AlreadyExists, Corruption, DiskFailed
-
-SMALL = LogConfig(segment_size=32 * 1024, max_size=4 * 32 * 1024)
-MEMBERS = Membership(voters=(1, 2, 3))
-
-
-def opened(path: Path, config: LogConfig = SMALL) -> SharedLog:
-    log = SharedLog(RealDisk(path), config)
-    log.open()
-    return log
-
-
-def commit(log: SharedLog) -> None:
-    while log.pool.wants_more():
-        log.pool.prepare()
-    log.resume()
-    batch = log.take_batch()
-    if batch is not None:
-        batch.write()
-        log.finish(batch)
 
 
 def put(log: SharedLog, group: int, count: int, size: int = 1000, term: int = 1) -> None:
