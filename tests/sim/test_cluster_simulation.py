@@ -11,7 +11,7 @@ from collections import Counter
 
 import cluster_simulation
 import pytest
-from cluster_checker import Broken, History, pattern
+from cluster_checker import Broken, History, Operation, pattern
 from cluster_world import Violation
 
 BASE = int(os.environ.get("SIM_BASE", "1"))
@@ -74,11 +74,16 @@ def _read(history: History, number: int, writer: tuple[int, int] = (1, 1)) -> No
     history.end("c", operation)
 
 
+def _write(history: History) -> Operation:
+    operation = history.begin("c", "write", (1, 1), [UNIT])
+    history.end("c", operation)
+    return operation
+
+
 def test_the_checker_takes_what_one_order_explains() -> None:
     history = History(_World())
     first = history.begin("c", "write", (1, 1), [UNIT])
-    second = history.begin("c", "write", (1, 1), [UNIT])
-    history.end("c", second)
+    second = _write(history)
     _read(history, first.number)
     history.end("c", first)
     _read(history, first.number)
@@ -93,10 +98,8 @@ def test_the_checker_takes_what_one_order_explains() -> None:
 
 def test_the_checker_finds_a_lost_write_and_a_stale_read() -> None:
     history = History(_World())
-    first = history.begin("c", "write", (1, 1), [UNIT])
-    history.end("c", first)
-    second = history.begin("c", "write", (1, 1), [UNIT])
-    history.end("c", second)
+    first = _write(history)
+    second = _write(history)
     _read(history, first.number)
     with pytest.raises(Broken, match="no order explains"):
         history.check()
@@ -104,10 +107,8 @@ def test_the_checker_finds_a_lost_write_and_a_stale_read() -> None:
 
 def test_the_checker_finds_a_write_that_took_effect_twice() -> None:
     history = History(_World())
-    first = history.begin("c", "write", (1, 1), [UNIT])
-    history.end("c", first)
-    second = history.begin("c", "write", (1, 1), [UNIT])
-    history.end("c", second)
+    first = _write(history)
+    second = _write(history)
     _read(history, second.number)
     _read(history, first.number)
     with pytest.raises(Broken):
