@@ -83,7 +83,7 @@ def _write(history: History) -> Operation:
 def test_the_checker_takes_what_one_order_explains() -> None:
     history = History(_World())
     first = history.begin("c", "write", (1, 1), [UNIT])
-    second = _write(history)
+    _write(history)
     _read(history, first.number)
     history.end("c", first)
     _read(history, first.number)
@@ -99,7 +99,7 @@ def test_the_checker_takes_what_one_order_explains() -> None:
 def test_the_checker_finds_a_lost_write_and_a_stale_read() -> None:
     history = History(_World())
     first = _write(history)
-    second = _write(history)
+    _write(history)
     _read(history, first.number)
     with pytest.raises(Broken, match="no order explains"):
         history.check()
