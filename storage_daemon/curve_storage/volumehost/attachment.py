@@ -432,7 +432,8 @@ class Attachment:
                     raise
                 await self._tear_down()
                 return
-        if self.state.backend is Backend.NBD and not force and await self._connected():
+        process = self.process if self.state.backend is Backend.NBD and not force else None
+        if process is not None and await process.connected(timeout=self._node.config.watchdog):
             raise InUse("clients are connected to its NBD socket", where=self.state.path, todo="Disconnect them first")
         await self._stop_supervision()  # the data process ends with the mount
         if self._mount() is not None:
@@ -446,16 +447,6 @@ class Attachment:
                     raise
         self._save(phase=Phase.DETACHING)
         await self._tear_down()
-
-    async def _connected(self) -> bool:
-        """Asked now, and for a moment: a client that has just gone is no reason to refuse."""
-        process, until = self.process, self._node.clock.monotonic() + 1.0
-        while process is not None and process.alive:
-            report = await process.ask("ping", timeout=self._node.config.watchdog)
-            if not report.get("connections") or self._node.clock.monotonic() > until:
-                return bool(report.get("connections"))
-            await asyncio.sleep(0.05)
-        return False
 
     async def release(self) -> None:
         """Stop watching; the data process goes on. For the end of the host."""

@@ -25,6 +25,7 @@ from curve_storage.volumehost.spare import Spare
 _log = logs.get("data_process")
 _START = 60.0  # seconds until a new process answers on its socket, on the most loaded machine
 _POLL = 0.02
+_LEAVING = 1.0  # seconds that a client which closes its connection may take
 _LOG_LIMIT = 4 << 20
 
 
@@ -125,6 +126,22 @@ class DataProcess:
         """A copy of the descriptor it serves, the caller's to close."""
         _, descriptors = await request(self.control, {"op": "descriptor"}, timeout=timeout)
         return descriptors[0]
+
+    async def connected(self, *, timeout: float) -> bool:
+        """Whether clients are at its NBD socket now; one that is just going is waited for. A process that does not
+        answer is judged by its last report."""
+        until = self._clock.monotonic() + _LEAVING
+        while self.alive:
+            try:
+                self.report = await self.ask("ping", timeout=timeout)
+            except (Unavailable, DeadlineExceeded):
+                return bool(self.report.get("connections"))
+            if not self.report.get("connections"):
+                break
+            if self._clock.monotonic() > until:
+                return True
+            await asyncio.sleep(_POLL)
+        return False
 
     async def wait_ready(self, timeout: float) -> dict[str, Any]:
         """Until it serves (or is on standby): its report. Raises the error it failed with, DeadlineExceeded, or
